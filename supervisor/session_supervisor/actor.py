@@ -1,0 +1,863 @@
+"""One session as an actor: one task, one mailbox, at most one agent process.
+
+Everything that happens to a session reaches its actor as one of four things, which it serves
+one at a time and in this order: a control message, a signal from its process, a new query, a
+deadline. Then it hands the next queued turn over, if the agent is at rest, and sleeps.
+
+The rules, which the tests check against a small model:
+
+1. Only the actor's task changes the session's state, ledger and log.
+2. It never waits for the process, a reader or a caller; only for the store. What takes long
+   runs in child tasks of its incarnation, which post what comes of it.
+3. What an incarnation says after it was given up is not heard.
+4. At most one prompt is with the agent at a time.
+5. A turn's end is in the log before anybody is told of it.
+6. The next process is not started before the last one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import uuid4
+
+from session_supervisor import events
+from session_supervisor.agents.port import (
+    Agent,
+    AgentMessage,
+    Alive,
+    BackgroundWork,
+    Binding,
+    Exit,
+    Fingerprint,
+    Initialized,
+    TextBlock,
+    TextDelta,
+    TextWithdrawn,
+    ThinkingDelta,
+    ToolFinished,
+    ToolStarted,
+    TurnBegan,
+    TurnEnded,
+    UpstreamRetry,
+)
+from session_supervisor.answer import Correction
+from session_supervisor.config import SupervisorConfig
+from session_supervisor.core import SessionCore
+from session_supervisor.errors import (
+    AgentMissing,
+    AgentStartFailed,
+    Draining,
+    Failure,
+    FailureCode,
+    ResumeNotFound,
+    SessionClosed,
+    SessionFailed,
+    TurnNotFound,
+)
+from session_supervisor.incarnation import Down, Faulty, Incarnation, Probed, Said, Signal, Up
+from session_supervisor.lifecycle import State, Trigger, advance
+from session_supervisor.messages import (
+    Accepted,
+    Close,
+    Closed,
+    CloseReason,
+    Control,
+    Inspect,
+    Inspection,
+    Interrupt,
+    Interrupted,
+    InterruptOutcome,
+    Query,
+)
+from session_supervisor.results import Accounting, Origin, Outcome
+from session_supervisor.spec import SessionKind
+from session_supervisor.timers import Timers
+from session_supervisor.turns import Turn
+
+
+class Timer(StrEnum):
+    """An actor's deadlines, besides those of its turns."""
+
+    RESTART = "restart"
+    MODEL = "model_watchdog"
+    SILENCE = "probe"
+    INTERRUPT = "interrupt_escalation"
+    GRACE = "drain_deadline"
+    IDLE = "idle_timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDeadline:
+    """When a turn is given up."""
+
+    turn_id: str
+
+    def __str__(self) -> str:
+        return "turn_timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """A process crashed and will be started again; for monitors.
+
+    Attributes:
+        session_id: Whose.
+        attempt: How many times that has happened to the session.
+        delay_s: Seconds until the start.
+        cause: What is known of the crash.
+    """
+
+    session_id: str
+    attempt: int
+    delay_s: float
+    cause: str
+
+
+class Actor:
+    """Runs one session.
+
+    Args:
+        core: The session.
+        agent: Starts its processes.
+        config: Limits and policies.
+        starting: Held while a process comes up, so that few do at the same time.
+        on_restart: Called for each crash that is followed by a restart.
+        on_failed: Called when the session gives up: it will need no process again.
+    """
+
+    def __init__(
+        self,
+        core: SessionCore,
+        *,
+        agent: Agent,
+        config: SupervisorConfig,
+        starting: AbstractAsyncContextManager[object],
+        on_restart: Callable[[Restarted], None],
+        on_failed: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._mailbox = core.mailbox
+        self._ledger = core.ledger
+        self._log = core.log
+        self._agent = agent
+        self._config = config
+        self._watchdogs = config.watchdogs
+        self._starting = starting
+        self._on_restart = on_restart
+        self._on_failed = on_failed
+
+        self._timers = Timers()
+        self._signals: deque[Signal] = deque()
+        self._queued: dict[str, Turn] = {}
+        self._interrupts: list[Interrupt] = []
+        self._interrupted: list[str] = []
+        self._closes: list[Close] = []
+        self._close_reason: CloseReason | None = None
+        self._finished = False
+        self._agent_turns = 0
+
+        self._incarnation: Incarnation | None = None
+        self._last_exit: Exit | None = None
+        self._handed: Turn | None = None
+        """The user's turn that is with the agent."""
+        self._alone: Turn | None = None
+        """The turn that the agent began by itself and is busy with."""
+        self._lingering = False
+        """The agent is still busy with a turn that has had its end."""
+        self._tools: dict[str, str] = {}
+        self._model_cause = "no_first_byte"
+        self._background = 0
+        self._last_message: float | None = None
+        self._probing = False
+
+    async def run(self) -> None:
+        """Serve the session until it is closed; nothing of it runs then.
+
+        Raises:
+            ExceptionGroup: The store failed, or this has a bug. No process is left.
+        """
+        async with asyncio.TaskGroup() as self._tasks:
+            self._start_process()
+            await self._serve()
+            while not self._closed:
+                upcoming = self._timers.next()
+                await self._core.wakeup.wait(None if upcoming is None else upcoming[1])
+                await self._serve()
+
+    # -- serving -------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Serve everything there is, the most urgent first."""
+        while not self._closed:
+            if (control := self._mailbox.next_control()) is not None:
+                await self._on_control(control)
+            elif self._signals:
+                await self._on_signal(self._signals.popleft())
+            elif (query := self._mailbox.acknowledge()) is not None:
+                await self._accept(query)
+            elif (timer := self._timers.pop_due(self._now())) is not None:
+                await self._on_timer(timer)
+            elif self._finished and self._core.state is not State.CLOSING:
+                await self._shut_down(CloseReason.FINISHED)
+            elif self._core.state is not State.IDLE or not await self._hand_over():
+                return
+
+    async def _on_control(self, message: Control) -> None:
+        match message:
+            case Inspect():
+                message.reply.settle(self._inspection())
+            case Interrupt():
+                await self._on_interrupt(message)
+            case Close():
+                await self._on_close(message)
+
+    async def _on_signal(self, signal: Signal) -> None:
+        if isinstance(signal, Down):
+            await self._on_down(signal)
+        elif signal.incarnation.given_up:
+            return
+        else:
+            match signal:
+                case Said():
+                    await self._on_message(signal.message)
+                case Up():
+                    self._advance(Trigger.STARTED)
+                    self._rearm_idle()
+                case Probed():
+                    self._probing = False
+                    self._watch_silence()
+                case Faulty():
+                    signal.incarnation.give_up()
+                    await self._crashed(signal.cause)
+
+    async def _on_timer(self, timer: Hashable) -> None:
+        match timer:
+            case TurnDeadline():
+                await self._time_out(timer.turn_id)
+            case Timer.MODEL:
+                await self._stalled()
+            case Timer.SILENCE:
+                self._probing = True
+                self._live().probe()
+            case Timer.INTERRUPT:
+                await self._escalate()
+            case Timer.RESTART:
+                # While the crashed process is still being removed, `_on_down` starts the next.
+                if self._incarnation is None:
+                    self._restart()
+            case Timer.GRACE:
+                await self._shut_down(CloseReason.DRAINED)
+            case Timer.IDLE:
+                await self._shut_down(CloseReason.IDLE)
+            case _:
+                raise AssertionError(f"nothing is known of timer {timer!r}")
+
+    # -- queries -------------------------------------------------------------------------
+
+    async def _accept(self, query: Query) -> None:
+        turn_id = query.key
+        position = len(self._queued) + (self._handed is not None) + (self._alone is not None)
+        seq = self._log.last_seq + 1
+        turn = self._ledger.accept(
+            turn_id, origin=Origin.USER, prompt=query.prompt.text, first_seq=seq
+        )
+        self._queued[turn_id] = turn
+        self._timers.clear(Timer.IDLE)
+        if query.timeout_s is not None:
+            self._timers.set(TurnDeadline(turn_id), turn.accepted_time + query.timeout_s)
+        accepted = events.Turn(phase="accepted", origin=Origin.USER, position=position)
+        await self._log.commit((accepted, turn_id))
+        query.reply.settle(Accepted(turn_id=turn_id, seq=seq, position=position))
+
+    async def _hand_over(self) -> bool:
+        """Give the agent, which is at rest, the next turn; False without one."""
+        query = self._mailbox.take()
+        if query is None:
+            return False
+        turn = self._queued.pop(query.key)
+        self._ledger.start(turn)
+        self._handed, self._agent_turns = turn, 0
+        self._advance(Trigger.TURN_BEGAN)
+        await self._log.commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
+        self._live().send(query.prompt)
+        self._expect_model()
+        self._watch_silence()
+        return True
+
+    async def _accept_all(self) -> None:
+        while (query := self._mailbox.acknowledge()) is not None:
+            await self._accept(query)
+
+    async def _withdraw(self, turn_id: str, outcome: Outcome, failure: Failure | None) -> None:
+        """End a turn that no process has seen."""
+        self._mailbox.withdraw(turn_id)
+        await self._end(self._queued.pop(turn_id), outcome, failure)
+
+    async def _withdraw_all(self, outcome: Outcome, failure: Failure | None) -> None:
+        await self._accept_all()
+        for turn_id in list(self._queued):
+            await self._withdraw(turn_id, outcome, failure)
+
+    async def _time_out(self, turn_id: str) -> None:
+        failure = Failure(
+            code=FailureCode.TIMEOUT,
+            message="The turn took longer than it was allowed to and was stopped.",
+            retryable=True,
+        )
+        if turn_id in self._queued:
+            await self._withdraw(turn_id, Outcome.FAILED, failure)
+        else:
+            await self._abandon(failure)
+
+    # -- what the agent says ---------------------------------------------------------------
+
+    async def _on_message(self, message: AgentMessage) -> None:
+        self._last_message = self._now()
+        self._watch_silence()
+        match message:
+            case Initialized():
+                self._core.agent_session_id = message.agent_session_id
+            case BackgroundWork():
+                self._background = message.pending
+                self._rearm_idle()
+            case TurnBegan():
+                await self._on_turn_began(message)
+            case TurnEnded():
+                await self._on_turn_ended(message)
+            case Alive():
+                pass
+            case _ if self._lingering:
+                pass
+            case _:
+                await self._on_content(message, await self._speaker())
+
+    async def _on_content(
+        self,
+        message: TextDelta
+        | TextBlock
+        | TextWithdrawn
+        | ThinkingDelta
+        | ToolStarted
+        | ToolFinished
+        | UpstreamRetry,
+        turn: Turn,
+    ) -> None:
+        match message:
+            case TextDelta(text):
+                content = turn.answer.delta(text, last_seq=self._log.last_seq)
+                self._correct(turn, Correction(content=content))
+                self._expect_progress()
+            case TextBlock(text):
+                self._correct(turn, turn.answer.confirm(text, last_seq=self._log.last_seq))
+                await self._log.commit()
+                self._expect_progress()
+            case TextWithdrawn(blocks):
+                self._correct(turn, turn.answer.withdraw(blocks))
+                self._expect_model()
+            case ThinkingDelta(text):
+                self._log.publish(events.Thinking(content=text), turn.turn_id)
+                self._expect_progress()
+            case ToolStarted():
+                self._core.has_context = True
+                self._tools[message.tool_use_id] = message.name
+                self._timers.clear(Timer.MODEL)
+                use = events.ToolUse(
+                    tool_use_id=message.tool_use_id,
+                    name=message.name,
+                    input=message.input,
+                    parent_tool_use_id=message.parent_tool_use_id,
+                )
+                await self._log.commit((use, turn.turn_id))
+            case ToolFinished():
+                self._tools.pop(message.tool_use_id, None)
+                self._expect_model()
+                result = events.ToolResult(
+                    tool_use_id=message.tool_use_id,
+                    content=message.content,
+                    is_error=message.is_error,
+                    parent_tool_use_id=message.parent_tool_use_id,
+                )
+                await self._log.commit((result, turn.turn_id))
+            case UpstreamRetry():
+                retrying = events.Retrying(
+                    attempt=message.attempt,
+                    max_attempts=message.max_attempts,
+                    delay_ms=round(message.delay_s * 1000),
+                    status=message.status,
+                    reason=message.reason,
+                )
+                self._log.publish(retrying, turn.turn_id)
+                self._expect_model(after_s=message.delay_s)
+
+    def _correct(self, turn: Turn, correction: Correction) -> None:
+        if correction.discard_after is not None:
+            self._log.publish(events.Discard(after=correction.discard_after), turn.turn_id)
+        if correction.content:
+            if turn.first_text_time is None:
+                turn.first_text_time = self._now()
+            self._core.has_context = True
+            self._log.publish(events.Text(content=correction.content), turn.turn_id)
+
+    async def _speaker(self) -> Turn:
+        """Return the turn that content belongs to, and begin one if there is none."""
+        if self._alone is not None:
+            return self._alone
+        if self._handed is not None:
+            return self._handed
+        return await self._begin_alone()
+
+    async def _on_turn_began(self, message: TurnBegan) -> None:
+        if not message.prompt_ids:
+            if self._alone is None and not self._lingering:
+                await self._begin_alone()
+        elif self._handed is not None and self._core.state is State.INTERRUPTING:
+            # The interrupt hit a turn of the agent's own, in front of the one it was meant for.
+            self._live().interrupt()
+
+    async def _begin_alone(self) -> Turn:
+        """Enter a turn that the agent began by itself."""
+        turn_id = str(uuid4())
+        self._alone = turn = self._ledger.accept(
+            turn_id, origin=Origin.AGENT, prompt="", first_seq=self._log.last_seq + 1
+        )
+        self._ledger.start(turn)
+        if self._core.state is State.IDLE:
+            self._advance(Trigger.TURN_BEGAN)
+        self._timers.clear(Timer.IDLE)
+        await self._log.commit((events.Turn(phase="started", origin=Origin.AGENT), turn_id))
+        self._expect_model()
+        self._watch_silence()
+        self._agent_turns += 1
+        if self._agent_turns > self._config.max_agent_turns:
+            await self._abandon(
+                Failure(
+                    code=FailureCode.AGENT_TURN_LIMIT,
+                    message=f"The agent began {self._agent_turns} turns in a row by itself, more "
+                    "than it may. Query the session to let it go on.",
+                )
+            )
+        return turn
+
+    async def _on_turn_ended(self, message: TurnEnded) -> None:
+        accounting = Accounting(
+            num_turns=message.num_turns,
+            total_cost_usd=self._ledger.charge(message.cost_usd),
+            usage=message.usage,
+            stop_reason=message.stop_reason,
+            permission_denials=message.permission_denials,
+        )
+        if message.failure is not None:
+            outcome = Outcome.FAILED
+        elif message.interrupted:
+            outcome = Outcome.INTERRUPTED
+        else:
+            outcome = Outcome.COMPLETED
+            self._core.has_context = True
+        self._tools.clear()
+        self._lingering = False
+        alone, handed = self._alone, self._handed
+        answered = handed is not None and handed.turn_id in message.prompt_ids
+        if alone is not None:
+            self._alone = None
+            # Answering both at once, the agent accounts for both in the user's turn.
+            await self._end(
+                alone, outcome, message.failure, Accounting() if answered else accounting
+            )
+        if handed is not None and answered:
+            self._handed = None
+            await self._end(handed, outcome, message.failure, accounting)
+        if self._handed is None:
+            await self._rest()
+        else:
+            self._expect_model()
+
+    async def _rest(self) -> None:
+        """The agent is done and waits for the next prompt."""
+        self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT)
+        self._settle_interrupts(
+            InterruptOutcome.INTERRUPTED if self._interrupted else InterruptOutcome.NOTHING_RUNNING
+        )
+        if self._core.state is State.DRAINING:
+            await self._shut_down(CloseReason.DRAINED)
+        elif self._core.state is not State.IDLE:
+            self._advance(Trigger.TURN_ENDED)
+            self._rearm_idle()
+
+    # -- ends ----------------------------------------------------------------------------
+
+    async def _end(
+        self,
+        turn: Turn,
+        outcome: Outcome,
+        failure: Failure | None = None,
+        accounting: Accounting | None = None,
+    ) -> None:
+        """Give a turn its end: into the ledger, then the log, then to whoever waits for it."""
+        self._timers.clear(TurnDeadline(turn.turn_id))
+        result = self._ledger.end(turn, outcome, failure=failure, accounting=accounting)
+        spent = result.accounting
+        drafts: list[tuple[events.Body, str]] = []
+        if accounting is not None:
+            drafts.append(
+                (
+                    events.Result(
+                        num_turns=spent.num_turns,
+                        total_cost_usd=spent.total_cost_usd,
+                        usage=spent.usage,
+                        stop_reason=spent.stop_reason,
+                        permission_denials=spent.permission_denials,
+                    ),
+                    turn.turn_id,
+                )
+            )
+        drafts.append((events.end_of(result), turn.turn_id))
+        await self._log.commit(*drafts)
+        self._ledger.announce(turn)
+        if outcome is Outcome.INTERRUPTED:
+            self._interrupted.append(turn.turn_id)
+        if self._core.kind is SessionKind.ONEOFF and turn.origin is Origin.USER:
+            self._finished = True
+
+    async def _end_running(self, outcome: Outcome, failure: Failure | None = None) -> None:
+        """End every turn that is with the agent, which may not have noticed."""
+        for turn in (self._alone, self._handed):
+            if turn is not None:
+                self._lingering = True
+                await self._end(turn, outcome, failure)
+        self._alone = self._handed = None
+        self._tools.clear()
+        self._timers.clear(Timer.MODEL)
+
+    async def _abandon(self, failure: Failure) -> None:
+        """End the running turn now, and get the agent off it in bounded time."""
+        both = self._alone is not None and self._handed is not None
+        await self._end_running(Outcome.FAILED, failure)
+        if self._core.state is State.DRAINING:
+            await self._shut_down(CloseReason.DRAINED)
+            return
+        if self._core.state is State.RUNNING:
+            self._advance(Trigger.INTERRUPT)
+            self._timers.set(Timer.INTERRUPT, self._now() + self._watchdogs.interrupt_s)
+            if not both:
+                self._live().interrupt()
+        if both:
+            # An interrupt would stop the agent's own turn, and then the other would run.
+            await self._escalate()
+
+    async def _stalled(self) -> None:
+        limit = (
+            self._watchdogs.first_byte_s
+            if self._model_cause == "no_first_byte"
+            else self._watchdogs.progress_s
+        )
+        await self._abandon(
+            Failure(
+                code=FailureCode.STALLED,
+                message=f"The model said nothing for {limit:g} s, so the turn was given up.",
+                retryable=True,
+                cause=self._model_cause,
+            )
+        )
+
+    # -- interrupt -------------------------------------------------------------------------
+
+    async def _on_interrupt(self, message: Interrupt) -> None:
+        await self._accept_all()
+        wanted = message.turn_id
+        running = [turn.turn_id for turn in (self._alone, self._handed) if turn is not None]
+        withdraw: list[str] = list(self._queued) if message.queued else []
+        if wanted is not None and wanted in self._queued:
+            withdraw = [wanted]
+        elif wanted is None and not running and not withdraw and not self._lingering:
+            # Nothing is in front of the next turn but the start of a process: to its caller
+            # it is the one that runs.
+            withdraw = list(self._queued)[:1]
+        elif wanted is not None and wanted not in running:
+            try:
+                self._ledger.get(wanted)
+            except TurnNotFound as error:
+                message.reply.refuse(error)
+                return
+        for turn_id in withdraw:
+            await self._withdraw(turn_id, Outcome.INTERRUPTED, None)
+        if not running or (wanted is not None and wanted not in running):
+            outcome = InterruptOutcome.INTERRUPTED if withdraw else InterruptOutcome.NOTHING_RUNNING
+            if not self._interrupts:
+                self._interrupted.clear()
+            message.reply.settle(Interrupted(outcome=outcome, turn_ids=tuple(withdraw)))
+            return
+        self._interrupts.append(message)
+        if len(self._interrupts) == 1:
+            if self._core.state is State.RUNNING:
+                self._advance(Trigger.INTERRUPT)
+            self._timers.set(Timer.INTERRUPT, self._now() + self._watchdogs.interrupt_s)
+            self._live().interrupt()
+
+    async def _escalate(self) -> None:
+        """The agent did not come to rest in time: end its process, and resume with another."""
+        await self._end_running(Outcome.INTERRUPTED)
+        self._settle_interrupts(InterruptOutcome.ESCALATED)
+        if self._core.state is State.DRAINING:
+            await self._shut_down(CloseReason.DRAINED)
+        else:
+            self._forget_agent()
+            self._live().give_up()
+
+    def _settle_interrupts(self, outcome: InterruptOutcome) -> None:
+        ended, self._interrupted = tuple(self._interrupted), []
+        waiting, self._interrupts = self._interrupts, []
+        for message in waiting:
+            message.reply.settle(Interrupted(outcome=outcome, turn_ids=ended))
+
+    # -- process ---------------------------------------------------------------------------
+
+    def _start_process(self) -> None:
+        core = self._core
+        self._incarnation = Incarnation(
+            self._agent,
+            Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd),
+            binding=Binding(session_id=core.session_id),
+            resume=core.agent_session_id,
+            watchdogs=self._watchdogs,
+            starting=self._starting,
+            post=self._post,
+            tasks=self._tasks,
+        )
+
+    def _restart(self) -> None:
+        self._advance(Trigger.RETRY)
+        self._log.publish(events.Status(state=self._core.state))
+        self._start_process()
+
+    def _post(self, signal: Signal) -> None:
+        self._signals.append(signal)
+        self._core.wakeup.ring()
+
+    async def _on_down(self, signal: Down) -> None:
+        given_up = signal.incarnation.given_up
+        self._incarnation = None
+        self._last_exit = signal.exit
+        self._forget_agent()
+        state = self._core.state
+        if state is State.CLOSING:
+            await self._finish()
+        elif state is State.RESTARTING:
+            if not self._timers.is_set(Timer.RESTART):
+                self._restart()
+        elif state is State.INTERRUPTING and given_up:
+            self._advance(Trigger.STOPPED)
+            self._start_process()
+        elif state is not State.FAILED:
+            await self._not_there(signal)
+
+    async def _not_there(self, signal: Down) -> None:
+        """The process went away by itself, or did not come up."""
+        error = signal.error
+        if isinstance(error, ResumeNotFound) and not self._core.has_context:
+            # It died before its first prompt was on record: there is nothing to resume.
+            self._core.agent_session_id = None
+            self._start_process()
+        elif isinstance(error, (ResumeNotFound, AgentMissing)):
+            await self._give_up(str(error), FailureCode.START_FAILED)
+        elif isinstance(error, AgentStartFailed):
+            await self._crashed(str(error), FailureCode.START_FAILED)
+        else:
+            await self._crashed(signal.exit.cause or "The agent's process ended by itself.")
+
+    async def _crashed(self, cause: str, code: FailureCode = FailureCode.CRASHED) -> None:
+        """Go on without the process: end what it had, and start another after a while."""
+        self._forget_agent()
+        lost = Failure(
+            code=FailureCode.CRASHED,
+            message=f"{cause} What the turn did until then is done; ask again to go on.",
+            retryable=True,
+        )
+        await self._end_running(Outcome.LOST, lost)
+        self._settle_interrupts(InterruptOutcome.ESCALATED)
+        self._lingering = False
+        if self._core.state is State.DRAINING:
+            await self._shut_down(CloseReason.DRAINED)
+            return
+        delay = self._core.restarts.spend(self._now())
+        if delay is None:
+            await self._give_up(f"It crashed too often. The last time: {cause}", code)
+            return
+        self._advance(Trigger.CRASHED)
+        self._timers.set(Timer.RESTART, self._now() + delay)
+        self._log.publish(events.Status(state=self._core.state, reason=cause))
+        self._on_restart(
+            Restarted(
+                session_id=self._core.session_id,
+                attempt=self._core.restarts.total,
+                delay_s=delay,
+                cause=cause,
+            )
+        )
+
+    async def _give_up(self, cause: str, code: FailureCode) -> None:
+        """Fail the session: no process, and no more work."""
+        core = self._core
+        self._advance(Trigger.GAVE_UP)
+        core.failure = cause
+        self._mailbox.shut_work(SessionFailed(core.session_id, cause))
+        failed_code = code if code is FailureCode.START_FAILED else FailureCode.SESSION_FAILED
+        await self._withdraw_all(Outcome.FAILED, Failure(code=failed_code, message=cause))
+        await self._log.commit((events.Status(state=core.state, reason=cause), None))
+        self._on_failed()
+
+    def _forget_agent(self) -> None:
+        """Nothing of what a process was doing is true of the next one."""
+        self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT, Timer.IDLE)
+        self._tools.clear()
+        self._background = 0
+        self._last_message = None
+        self._probing = False
+        self._lingering = False
+
+    # -- close -----------------------------------------------------------------------------
+
+    async def _on_close(self, message: Close) -> None:
+        self._closes.append(message)
+        state = self._core.state
+        if state is State.CLOSING:
+            return
+        self._close_reason = self._close_reason or message.reason
+        if message.grace_s > 0 and state in (State.RUNNING, State.DRAINING):
+            self._mailbox.shut_work(Draining())
+            await self._withdraw_all(Outcome.FAILED, self._end_of_session(message.reason))
+            if state is State.RUNNING:
+                self._advance(Trigger.DRAIN)
+                self._timers.set(Timer.GRACE, self._now() + message.grace_s)
+        else:
+            await self._shut_down(message.reason)
+
+    async def _shut_down(self, reason: CloseReason) -> None:
+        """End every turn, and stop the process."""
+        self._close_reason = reason = self._close_reason or reason
+        failure = self._end_of_session(reason)
+        self._mailbox.shut_work(
+            Draining() if reason is CloseReason.DRAINED else SessionClosed(self._core.session_id)
+        )
+        await self._withdraw_all(Outcome.FAILED, failure)
+        if reason is CloseReason.DRAINED:
+            await self._end_running(Outcome.INTERRUPTED)
+        else:
+            await self._end_running(Outcome.FAILED, failure)
+        self._settle_interrupts(InterruptOutcome.INTERRUPTED)
+        self._advance(Trigger.CLOSE)
+        self._timers.clear(*Timer)
+        if self._incarnation is None:
+            await self._finish()
+        else:
+            self._incarnation.give_up()
+
+    async def _finish(self) -> None:
+        core = self._core
+        reason = self._close_reason or CloseReason.REQUESTED
+        self._advance(Trigger.STOPPED)
+        core.closed = Closed(reason=reason, exit=self._last_exit)
+        await self._log.commit((events.Status(state=core.state, reason=reason), None))
+        self._log.close()
+        for message in self._closes:
+            message.reply.settle(core.closed)
+        self._mailbox.shut(SessionClosed(core.session_id))
+
+    def _end_of_session(self, reason: CloseReason) -> Failure:
+        if reason is CloseReason.DRAINED:
+            return Failure(
+                code=FailureCode.DRAINED,
+                message="The server is shutting down before the turn could run. Ask again later.",
+                retryable=True,
+            )
+        return Failure(
+            code=FailureCode.CLOSED,
+            message="The session was closed before the turn ended.",
+        )
+
+    # -- small things ----------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._core.clock.monotonic()
+
+    def _advance(self, trigger: Trigger) -> None:
+        self._core.state = advance(self._core.state, trigger)
+
+    def _live(self) -> Incarnation:
+        assert self._incarnation is not None, "there is no process in this state"
+        return self._incarnation
+
+    @property
+    def _closed(self) -> bool:
+        return self._core.state is State.CLOSED
+
+    @property
+    def _busy(self) -> bool:
+        return self._handed is not None or self._alone is not None or self._lingering
+
+    def _expect_model(self, after_s: float = 0.0) -> None:
+        self._model_cause = "no_first_byte"
+        self._watch_model(after_s + self._watchdogs.first_byte_s)
+
+    def _expect_progress(self) -> None:
+        self._model_cause = "no_progress"
+        self._watch_model(self._watchdogs.progress_s)
+
+    def _watch_model(self, limit_s: float) -> None:
+        # A running tool may take as long as it likes.
+        if not self._tools and not self._lingering:
+            self._timers.set(Timer.MODEL, self._now() + limit_s)
+
+    def _watch_silence(self) -> None:
+        if self._busy and not self._probing:
+            self._timers.set(Timer.SILENCE, self._now() + self._watchdogs.silence_s)
+
+    def _rearm_idle(self) -> None:
+        idle = self._core.state is State.IDLE and not self._background
+        if idle and self._config.idle_timeout_s is not None:
+            self._timers.set(Timer.IDLE, self._now() + self._config.idle_timeout_s)
+        else:
+            self._timers.clear(Timer.IDLE)
+
+    def _inspection(self) -> Inspection:
+        now = self._now()
+        turn = self._alone or self._handed
+        upcoming = self._timers.next()
+        return Inspection(
+            session_id=self._core.session_id,
+            state=self._core.state,
+            turn_id=None if turn is None else turn.turn_id,
+            turn_origin=None if turn is None else turn.origin,
+            queued=self._mailbox.waiting_work,
+            waiting_for=self._waiting_for(),
+            last_message_s=None if self._last_message is None else now - self._last_message,
+            pid=None if self._incarnation is None else self._incarnation.pid,
+            agent_session_id=self._core.agent_session_id,
+            background=self._background,
+            restarts=self._core.restarts.total,
+            next_timer=None if upcoming is None else (str(upcoming[0]), upcoming[1] - now),
+            last_seq=self._log.last_seq,
+        )
+
+    def _waiting_for(self) -> str | None:
+        match self._core.state:
+            case State.STARTING:
+                return "the agent to start"
+            case State.RUNNING | State.DRAINING if self._tools:
+                return "tools: " + ", ".join(sorted(set(self._tools.values())))
+            case State.RUNNING | State.DRAINING:
+                return "the model"
+            case State.INTERRUPTING:
+                return "the agent to come to rest"
+            case State.RESTARTING:
+                return "the next start"
+            case State.CLOSING:
+                return "the process to end"
+            case State.IDLE if self._background:
+                return "background work"
+            case State.IDLE | State.FAILED | State.CLOSED:
+                return None

@@ -1,0 +1,1 @@
+"""The port to agents, and its adapters."""

@@ -1,0 +1,335 @@
+"""The port `Agent`: what the actor needs of whatever answers prompts.
+
+An agent is a factory of processes. `spawn` starts one from its fingerprint, which is
+everything that cannot change while it lives; `bind` ties it to a session. The two are apart
+so that a process can be started before anybody needs it.
+
+What a process says arrives as one stream of the frozen messages below. They are the words of
+this port, not of any SDK: an adapter translates, and in doing so takes the peculiarities of its
+program upon itself. The contract:
+
+* Exactly one task reads `messages()`, all the time, for as long as the process lives. An
+  adapter may rely on it, and must not need a second reader.
+* A turn is `TurnBegan`, then content, then `TurnEnded`; never two at once. `TurnEnded` carries
+  the ids of the prompts that it answers: none for a turn that the agent began by itself.
+* Text arrives as `TextDelta`, which is provisional, and is confirmed by `TextBlock`, which
+  is the truth. `TextWithdrawn` takes back provisional text, also of blocks already confirmed.
+* The prose of an error is never text. It is in `TurnEnded.failure`.
+* The stream ends when the process does, however that happens, and never raises. `exit` says how.
+* `stop` is bounded in time, may be called at any time, by several at once and again; after
+  it there is no process, nor any of its children.
+* Cancelling `spawn` leaves no process behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from pydantic import JsonValue
+
+from session_supervisor.errors import Failure
+from session_supervisor.spec import JsonObject, PermissionMode, Prompt, SessionSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Everything that is fixed when a process starts.
+
+    Two sessions with equal fingerprints could be served by the same process.
+
+    Attributes:
+        owner: On whose behalf it runs.
+        cwd: Absolute path of its working directory, which exists.
+        model: Name or alias of the model; None for the agent's default.
+        allowed_tools: The only tools; None for the default set.
+        permission_mode: What happens to tools that are not allowed outright.
+        system_prompt: Replaces the agent's own; None keeps it.
+        max_turns: Most model round trips in one turn.
+    """
+
+    owner: str
+    cwd: str
+    model: str | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    permission_mode: PermissionMode = "default"
+    system_prompt: str | None = None
+    max_turns: int | None = None
+
+    @classmethod
+    def of(cls, spec: SessionSpec, *, owner: str, cwd: str) -> Fingerprint:
+        """Return what a process for this session must be started with."""
+        return cls(
+            owner=owner,
+            cwd=cwd,
+            model=spec.model,
+            allowed_tools=spec.allowed_tools or None,
+            permission_mode=spec.permission_mode,
+            system_prompt=spec.system_prompt,
+            max_turns=spec.max_turns,
+        )
+
+
+def _ignore(_line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """The session that a process works for.
+
+    Attributes:
+        session_id: Which.
+        on_stderr: Hears each line that the process prints to standard error.
+    """
+
+    session_id: str
+    on_stderr: Callable[[str], None] = _ignore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initialized:
+    """The process says who it is; comes with every turn, since any of it may change.
+
+    Attributes:
+        agent_session_id: The id to resume this conversation with.
+        model: The model in use.
+        tools: Names of the tools that exist.
+        version: The program's version.
+    """
+
+    agent_session_id: str
+    model: str
+    tools: tuple[str, ...] = ()
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnBegan:
+    """The agent took up a turn.
+
+    Attributes:
+        prompt_ids: The prompts that it answers; none when the agent began by itself.
+    """
+
+    prompt_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A provisional piece of the current text block."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextBlock:
+    """The current text block is complete, and this is all of it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextWithdrawn:
+    """The upstream broke off: the unconfirmed text is void.
+
+    Attributes:
+        blocks: How many of the last confirmed text blocks are void as well.
+    """
+
+    blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingDelta:
+    """A piece of the model's thinking."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolStarted:
+    """The model called a tool, which now runs."""
+
+    tool_use_id: str
+    name: str
+    input: JsonObject
+    parent_tool_use_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFinished:
+    """A tool gave its result."""
+
+    tool_use_id: str
+    content: JsonValue
+    is_error: bool = False
+    parent_tool_use_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRetry:
+    """The agent will ask its upstream again.
+
+    Attributes:
+        attempt: Number of the coming attempt, from 1.
+        max_attempts: After how many it gives up.
+        delay_s: Seconds until the attempt.
+        status: HTTP status of the failure, if there was one.
+        reason: The upstream's own name for it.
+    """
+
+    attempt: int
+    max_attempts: int
+    delay_s: float
+    status: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundWork:
+    """How many tasks the agent has running in the background."""
+
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The process said something that means nothing to a session but that it lives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnEnded:
+    """A turn is over, and the process is ready for the next prompt.
+
+    Attributes:
+        prompt_ids: The prompts that it answered; none when the agent began by itself.
+        interrupted: Whether it ended because of an interrupt.
+        failure: Why there is no answer, if there is none.
+        num_turns: Model round trips of this turn.
+        cost_usd: What the conversation has cost so far, in US dollars; it only grows, and goes
+            on through a resume.
+        usage: Tokens, as the upstream counts them.
+        stop_reason: Why the model stopped.
+        permission_denials: Tool calls that were denied.
+    """
+
+    prompt_ids: tuple[str, ...] = ()
+    interrupted: bool = False
+    failure: Failure | None = None
+    num_turns: int = 0
+    cost_usd: float = 0.0
+    usage: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    stop_reason: str | None = None
+    permission_denials: tuple[JsonValue, ...] = ()
+
+
+AgentMessage: TypeAlias = (
+    Initialized
+    | TurnBegan
+    | TextDelta
+    | TextBlock
+    | TextWithdrawn
+    | ThinkingDelta
+    | ToolStarted
+    | ToolFinished
+    | UpstreamRetry
+    | BackgroundWork
+    | Alive
+    | TurnEnded
+)
+"""Everything that a process can say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended.
+
+    Attributes:
+        returncode: Its exit status, negative for a signal; None if there was no process.
+        cause: What is known of why, for people.
+        stderr: The last of what it printed to standard error.
+    """
+
+    returncode: int | None = None
+    cause: str = ""
+    stderr: str = ""
+
+
+class AgentProcess(Protocol):
+    """One live process. See the module for the contract."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, or None where there is no process of its own."""
+        ...
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, or None while it lives."""
+        ...
+
+    def bind(self, binding: Binding) -> None:
+        """Tie it to a session, in place of the one before."""
+        ...
+
+    def messages(self) -> AsyncIterator[AgentMessage]:
+        """Return the stream of what it says, until it ends. For one reader, once."""
+        ...
+
+    async def send(self, prompt: Prompt) -> None:
+        """Hand over a prompt; returns when it is written, not when it is answered.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        ...
+
+    async def interrupt(self) -> None:
+        """Tell it to stop the running turn; its `TurnEnded` follows in the stream.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Return once the process has shown that it still serves requests.
+
+        The caller sets the time limit: a hung process never answers.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        ...
+
+    async def stop(self) -> Exit:
+        """End the process and all that it started, gently at first, and say how it ended."""
+        ...
+
+
+class Agent(Protocol):
+    """A factory of processes. See the module for the contract."""
+
+    def check(self, spec: SessionSpec) -> None:
+        """Refuse what this agent could not do.
+
+        Raises:
+            InvalidSpec: It names the field and says why.
+        """
+        ...
+
+    async def spawn(self, fingerprint: Fingerprint, *, resume: str | None = None) -> AgentProcess:
+        """Start a process and return when it is ready for a prompt.
+
+        Args:
+            fingerprint: What it is started with.
+            resume: `agent_session_id` of the conversation to go on with; None begins one.
+
+        Raises:
+            AgentMissing: There is no program to start.
+            AgentStartFailed: It did not come up.
+            ResumeNotFound: It does not know the conversation.
+        """
+        ...

@@ -1,0 +1,114 @@
+"""What can be set: small frozen values, each about one thing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """When a crashed process is started again, and when its session is given up.
+
+    The rule is OTP's restart intensity: more than `max_restarts` crashes within `window_s`
+    fail the session. The n-th restart in the window waits
+    `min(max_delay_s, base_delay_s * 2**n) * (1 + jitter * r)` for a random r in [0, 1).
+
+    Attributes:
+        max_restarts: Restarts allowed within the window.
+        window_s: Length of the sliding window, seconds.
+        base_delay_s: Delay before the first restart, seconds.
+        max_delay_s: Longest delay before jitter, seconds.
+        jitter: Largest random addition, as a share of the delay.
+    """
+
+    max_restarts: int = 3
+    window_s: float = 60.0
+    base_delay_s: float = 0.25
+    max_delay_s: float = 15.0
+    jitter: float = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watchdogs:
+    """How long silence is believed, in seconds.
+
+    A running tool and an awaited human are exempt from `first_byte_s` and `progress_s`: they
+    may take as long as they like. A process that does not answer a probe is dead in any case.
+
+    Attributes:
+        start_s: From the start of a process until it is ready.
+        first_byte_s: From a prompt until the model's first sign.
+        progress_s: Between two signs of the model.
+        silence_s: Silence of the process after which it is probed.
+        probe_s: For the answer to a probe.
+        interrupt_s: From an interrupt until the turn has come to rest.
+    """
+
+    start_s: float = 60.0
+    first_byte_s: float = 120.0
+    progress_s: float = 180.0
+    silence_s: float = 10.0
+    probe_s: float = 10.0
+    interrupt_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How much of the past is kept.
+
+    What is dropped is always the oldest, and a reader that misses it is told.
+
+    Attributes:
+        events: Events of one session.
+        event_bytes: Size of the text in those events, bytes (characters, for the count).
+        turns: Ended turns of one session.
+        turn_bytes: Size of the text in those turns.
+        ended_s: How long a session that ended by itself stays readable, seconds.
+        ended_sessions: Most such sessions.
+    """
+
+    events: int = 50_000
+    event_bytes: int = 16 * 2**20
+    turns: int = 1_000
+    turn_bytes: int = 16 * 2**20
+    ended_s: float = 3600.0
+    ended_sessions: int = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorConfig:
+    """Limits and policies of one supervisor.
+
+    Attributes:
+        max_sessions: Most sessions that are not closed; one-offs do not count.
+        max_live: Most processes at once, one-offs included. Each live Claude Code process
+            takes about 100 MB.
+        max_starting: Most processes that come up at the same time. Starting is bound by the
+            processor: more at once than there are cores makes all of them late.
+        max_queued: Queries that may wait in one session.
+        max_control: Control messages that may wait in one session.
+        max_agent_turns: Turns in a row that an agent may begin by itself.
+        idle_timeout_s: Seconds without work after which a session is closed; None never.
+        turn_timeout_s: Seconds a turn may take, queueing included, where the caller does not
+            say; None sets no limit.
+        workspace: Directory below which sessions get private directories; None makes a
+            temporary one that goes with the supervisor.
+        restarts: When crashed processes are started again.
+        watchdogs: How long silence is believed.
+        retention: How much of the past is kept.
+    """
+
+    max_sessions: int = 1_000
+    max_live: int = 32
+    max_starting: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    max_queued: int = 16
+    max_control: int = 256
+    max_agent_turns: int = 16
+    idle_timeout_s: float | None = None
+    turn_timeout_s: float | None = None
+    workspace: Path | None = None
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
+    watchdogs: Watchdogs = field(default_factory=Watchdogs)
+    retention: Retention = field(default_factory=Retention)

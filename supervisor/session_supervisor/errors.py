@@ -1,0 +1,242 @@
+"""Everything that can go wrong, as one tree.
+
+SupervisorError
+├── Refused                    nothing was begun
+│   ├── InvalidSpec            a value cannot be used: which, and why
+│   │   └── NotAllowed         the operator has not allowed it
+│   ├── SessionNotFound
+│   ├── TurnNotFound
+│   ├── SessionClosed          it ended; start another
+│   ├── SessionFailed          it gave up restarting; close it
+│   ├── Busy                   a turn runs, and the caller would not wait
+│   ├── MailboxFull            too much waits already; retry later
+│   ├── AtCapacity             too many sessions or processes; retry later
+│   └── Draining               the supervisor is going away
+├── TurnFailed                 a turn ended without an answer: its code says why
+├── AgentError                 raised by adapters of the Agent port
+│   ├── AgentStartFailed       the process did not come up
+│   │   └── AgentMissing       there is no program to start: retrying is pointless
+│   ├── ResumeNotFound         the agent does not know the conversation
+│   └── AgentGone              the process has ended
+└── StoreError                 raised by adapters of the Store port
+    ├── Fenced                 another writer took the session over
+    └── SequenceConflict       the log is not where the writer believes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SupervisorError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class Refused(SupervisorError):
+    """The request was not taken; nothing was begun and nothing will happen.
+
+    Attributes:
+        code: Stable name of the reason, for programs.
+        retry_after: Seconds after which trying again makes sense, or None where it never does.
+    """
+
+    code: str = "refused"
+    retry_after: float | None = None
+
+
+class InvalidSpec(Refused):
+    """A value of the request cannot be used.
+
+    Attributes:
+        field: Name of the offending field.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class NotAllowed(InvalidSpec):
+    """A value of the request asks for what the operator has not allowed."""
+
+    code = "not_allowed"
+
+
+class SessionNotFound(Refused):
+    """There is no such session, or it is somebody else's."""
+
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"There is no session {session_id!r}. It may have been closed.")
+
+
+class TurnNotFound(Refused):
+    """The session has no such turn, or has forgotten it."""
+
+    code = "turn_not_found"
+
+    def __init__(self, turn_id: str) -> None:
+        super().__init__(f"The session has no turn {turn_id!r}, or no longer keeps it.")
+
+
+class SessionClosed(Refused):
+    """The session has ended."""
+
+    code = "session_closed"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id!r} is closed. Start a new one.")
+
+
+class SessionFailed(Refused):
+    """The session's agent crashed too often, and the session gave up on it."""
+
+    code = "session_failed"
+
+    def __init__(self, session_id: str, cause: str) -> None:
+        super().__init__(
+            f"Session {session_id!r} has failed: {cause} Close it and start a new one."
+        )
+
+
+class Busy(Refused):
+    """A turn is running, and the caller asked not to wait."""
+
+    code = "busy"
+
+
+class MailboxFull(Refused):
+    """As much waits in the session as it may hold."""
+
+    code = "queue_full"
+
+    def __init__(self, bound: int, *, lane: str = "work", retry_after: float = 1.0) -> None:
+        super().__init__(
+            f"The session's {lane} lane already holds {bound} messages, as many as it may. "
+            "Wait for some of them to end and try again."
+        )
+        self.retry_after = retry_after
+
+
+class AtCapacity(Refused):
+    """No further session or process is allowed."""
+
+    code = "at_capacity"
+
+    def __init__(self, what: str, bound: int, *, retry_after: float = 5.0) -> None:
+        super().__init__(f"All {bound} {what} are in use. Close one, or try again later.")
+        self.retry_after = retry_after
+
+
+class Draining(Refused):
+    """The supervisor is shutting down and takes no new work."""
+
+    code = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down and takes no new work. Try again later.")
+        self.retry_after = 5.0
+
+
+class FailureCode(StrEnum):
+    """Why a turn ended without an answer."""
+
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    UPSTREAM_ERROR = "upstream_error"
+    AUTHENTICATION_FAILED = "authentication_failed"
+    BILLING = "billing"
+    UPSTREAM_REFUSED = "upstream_invalid_request"
+    MODEL_NOT_FOUND = "model_not_found"
+    CONTEXT_FULL = "context_full"
+    MAX_TURNS = "max_turns"
+    BUDGET = "budget_exceeded"
+    START_FAILED = "start_failed"
+    CRASHED = "crashed"
+    STALLED = "stalled"
+    TIMEOUT = "timeout"
+    CLOSED = "closed"
+    DRAINED = "drained"
+    SESSION_FAILED = "session_failed"
+    AGENT_TURN_LIMIT = "agent_turn_limit"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a turn ended without an answer.
+
+    Attributes:
+        code: The kind of failure, for programs.
+        message: What happened and what to do, for people.
+        retryable: Whether asking the same again may help.
+        retry_after: Seconds to wait first, where known.
+        cause: Finer name of the cause, e.g. which watchdog fired.
+    """
+
+    code: FailureCode
+    message: str
+    retryable: bool = False
+    retry_after: float | None = None
+    cause: str | None = None
+
+
+class TurnFailed(SupervisorError):
+    """A turn ended without an answer.
+
+    Attributes:
+        failure: Why.
+        session_id: Whose turn it was.
+        turn_id: Which turn; it can still be looked up.
+    """
+
+    def __init__(self, failure: Failure, *, session_id: str, turn_id: str) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.session_id = session_id
+        self.turn_id = turn_id
+
+
+class AgentError(SupervisorError):
+    """Something that an adapter of the Agent port reports."""
+
+
+class AgentStartFailed(AgentError):
+    """The agent's process did not come up.
+
+    Attributes:
+        stderr: The last of what it printed to standard error.
+    """
+
+    def __init__(self, message: str, *, stderr: str = "") -> None:
+        super().__init__(message)
+        self.stderr = stderr
+
+
+class AgentMissing(AgentStartFailed):
+    """There is no program to start, so starting again is pointless."""
+
+
+class ResumeNotFound(AgentError):
+    """The agent does not know the conversation that it was to resume."""
+
+
+class AgentGone(AgentError):
+    """The agent's process has ended, so nothing can be asked of it."""
+
+
+class StoreError(SupervisorError):
+    """Something that an adapter of the Store port reports."""
+
+
+class Fenced(StoreError):
+    """A newer writer has taken the session over; this one must stop."""
+
+
+class SequenceConflict(StoreError):
+    """The stored log does not end where the writer believes it does."""

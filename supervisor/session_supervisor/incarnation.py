@@ -1,0 +1,212 @@
+"""One agent process, from the decision to start it until it is gone.
+
+An incarnation does what takes long, in child tasks of the actor, and posts what comes of it.
+It decides nothing. Once it is given up, all that still counts is that it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from session_supervisor.agents.port import (
+    Agent,
+    AgentMessage,
+    AgentProcess,
+    Binding,
+    Exit,
+    Fingerprint,
+)
+from session_supervisor.config import Watchdogs
+from session_supervisor.errors import AgentError, AgentStartFailed
+from session_supervisor.spec import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The process is ready."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The process said something."""
+
+    incarnation: Incarnation
+    message: AgentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The process answered a probe."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """The process is there and cannot do what it must."""
+
+    incarnation: Incarnation
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The process is gone, or never came: the last signal of every incarnation.
+
+    Attributes:
+        exit: How it ended.
+        error: Why it did not come up, if it did not.
+    """
+
+    incarnation: Incarnation
+    exit: Exit
+    error: AgentError | None = None
+
+
+Signal: TypeAlias = Up | Said | Probed | Faulty | Down
+"""What an incarnation posts."""
+
+
+class Incarnation:
+    """One process.
+
+    Args:
+        agent: Starts it.
+        fingerprint: What it is started with.
+        binding: The session it works for.
+        resume: The conversation to go on with, if any.
+        watchdogs: Time limits for start and probe.
+        starting: Held while it comes up.
+        post: Called with each signal.
+        tasks: Where its child tasks run.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        fingerprint: Fingerprint,
+        *,
+        binding: Binding,
+        resume: str | None,
+        watchdogs: Watchdogs,
+        starting: AbstractAsyncContextManager[object],
+        post: Callable[[Signal], None],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._agent = agent
+        self._fingerprint = fingerprint
+        self._binding = binding
+        self._resume = resume
+        self._watchdogs = watchdogs
+        self._starting = starting
+        self._post = post
+        self._tasks = tasks
+        self._process: AgentProcess | None = None
+        self._errands: set[asyncio.Task[None]] = set()
+        self.given_up = False
+        self._life = tasks.create_task(self._live())
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, if there is a process with one of its own."""
+        return None if self._process is None else self._process.pid
+
+    def send(self, prompt: Prompt) -> None:
+        """Hand over a prompt; `Faulty` follows if that fails."""
+        self._errand(lambda process: process.send(prompt), "did not take a prompt")
+
+    def interrupt(self) -> None:
+        """Ask for the running turn to stop; `Faulty` follows if that fails."""
+        self._errand(lambda process: process.interrupt(), "did not take an interrupt")
+
+    def probe(self) -> None:
+        """Ask for a sign of life; `Probed` or `Faulty` follows within the time limit."""
+
+        async def ask(process: AgentProcess) -> None:
+            async with asyncio.timeout(self._watchdogs.probe_s):
+                await process.probe()
+            self._post(Probed(self))
+
+        self._errand(ask, f"did not answer a probe within {self._watchdogs.probe_s:g} s")
+
+    def give_up(self) -> None:
+        """End the process; nothing that it says counts any more, and `Down` follows."""
+        if self.given_up:
+            return
+        self.given_up = True
+        if self._process is None:
+            self._life.cancel()
+        else:
+            process = self._process
+            self._tasks.create_task(_until_stopped(process))
+
+    def _errand(self, do: Callable[[AgentProcess], Awaitable[None]], fault: str) -> None:
+        process = self._process
+        assert process is not None, "nothing can be asked of a process that is not up"
+
+        async def run() -> None:
+            try:
+                await do(process)
+            except Exception as error:  # whatever the adapter raises, the process is no use
+                detail = f": {error}" if str(error) else ""
+                self._post(Faulty(self, f"The agent {fault}{detail}."))
+
+        errand = self._tasks.create_task(run())
+        self._errands.add(errand)
+        errand.add_done_callback(self._errands.discard)
+
+    async def _live(self) -> None:
+        try:
+            process = await self._start()
+        except asyncio.CancelledError:
+            self._post(Down(self, Exit(cause="given up while it started")))
+            raise
+        except AgentError as error:
+            self._post(Down(self, Exit(cause=str(error)), error))
+            return
+        except Exception as error:  # contains the adapter's failure: the session lives on
+            wrapped = AgentStartFailed(f"The agent did not start: {error!r}")
+            self._post(Down(self, Exit(cause=str(wrapped)), wrapped))
+            return
+        self._process = process
+        cause = ""
+        try:
+            process.bind(self._binding)
+            self._post(Up(self))
+            async for message in process.messages():
+                self._post(Said(self, message))
+        except Exception as error:  # contains the adapter's failure: it is a crash
+            cause = f"The agent could not be read: {error!r}"
+        finally:
+            ended = await process.stop()
+            for errand in self._errands:
+                errand.cancel()
+            self._post(
+                Down(
+                    self,
+                    ended
+                    if not cause
+                    else Exit(returncode=ended.returncode, cause=cause, stderr=ended.stderr),
+                )
+            )
+
+    async def _start(self) -> AgentProcess:
+        limit = self._watchdogs.start_s
+        async with self._starting:
+            try:
+                async with asyncio.timeout(limit):
+                    return await self._agent.spawn(self._fingerprint, resume=self._resume)
+            except TimeoutError:
+                raise AgentStartFailed(
+                    f"The agent was not ready within {limit:g} s. The machine may be overloaded."
+                ) from None
+
+
+async def _until_stopped(process: AgentProcess) -> None:
+    await process.stop()

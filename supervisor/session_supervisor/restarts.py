@@ -1,0 +1,43 @@
+"""Restart intensity: how often a crashed process may come back, and how soon."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from session_supervisor.config import RestartPolicy
+
+
+class RestartBudget:
+    """The restarts of one session, against its policy.
+
+    Args:
+        policy: What is allowed.
+        random: Returns a number in [0, 1), for the jitter.
+    """
+
+    def __init__(self, policy: RestartPolicy, random: Callable[[], float]) -> None:
+        self._policy = policy
+        self._random = random
+        self._recent: deque[float] = deque()
+        self.total = 0
+
+    def spend(self, now: float) -> float | None:
+        """Take one restart for a crash.
+
+        Args:
+            now: Monotonic time of the crash, seconds.
+
+        Returns:
+            Seconds to wait before the restart, or None if there have been too many.
+        """
+        while self._recent and self._recent[0] <= now - self._policy.window_s:
+            self._recent.popleft()
+        n = len(self._recent)
+        if n >= self._policy.max_restarts:
+            return None
+        self._recent.append(now)
+        self.total += 1
+        # The exponent is capped so that a generous policy cannot overflow a float.
+        delay = min(self._policy.max_delay_s, self._policy.base_delay_s * 2.0 ** min(n, 64))
+        return delay * (1.0 + self._policy.jitter * self._random())

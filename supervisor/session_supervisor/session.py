@@ -1,0 +1,282 @@
+"""Handles on sessions and turns: what an embedder and the HTTP layer hold.
+
+A handle puts messages into the session's mailbox and reads its log and ledger. It may be kept,
+shared and dropped at will; the session does not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import uuid4
+
+from session_supervisor.core import SessionCore
+from session_supervisor.errors import Busy, InvalidSpec, SessionClosed, TurnFailed
+from session_supervisor.events import Event
+from session_supervisor.lifecycle import ACTIVE, State
+from session_supervisor.log import Cursor
+from session_supervisor.messages import (
+    Close,
+    Closed,
+    Inspect,
+    Inspection,
+    Interrupt,
+    Interrupted,
+    Query,
+)
+from session_supervisor.results import Outcome, TurnRecord, TurnResult
+from session_supervisor.spec import Prompt, SessionKind, SessionSpec
+from session_supervisor.turns import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSnapshot:
+    """A session at one moment.
+
+    Attributes:
+        session_id: Its id.
+        owner: Whose it is.
+        kind: What it is for.
+        state: Where it is in its life.
+        model: The model it was started with, None for the agent's default.
+        created_at: When it was started, UTC.
+        queued: Queries that wait.
+        restarts: How often its process was restarted after a crash.
+        last_seq: Number of its last event.
+        total_cost_usd: What its turns have cost so far, in US dollars.
+    """
+
+    session_id: str
+    owner: str
+    kind: SessionKind
+    state: State
+    model: str | None
+    created_at: datetime
+    queued: int
+    restarts: int
+    last_seq: int
+    total_cost_usd: float
+
+
+class TurnHandle:
+    """One turn.
+
+    Iterating gives the turn's events from its acceptance to its one terminal event.
+    """
+
+    def __init__(self, core: SessionCore, turn: Turn, *, position: int = 0) -> None:
+        self._core = core
+        self._turn = turn
+        self.position = position
+        """Turns that were in front of it when it was accepted, the running one included."""
+
+    @property
+    def turn_id(self) -> str:
+        """The turn's id."""
+        return self._turn.turn_id
+
+    @property
+    def session_id(self) -> str:
+        """The id of its session."""
+        return self._core.session_id
+
+    def record(self) -> TurnRecord:
+        """Return the turn as it is now."""
+        return self._turn.record()
+
+    async def wait(self) -> TurnResult:
+        """Return how the turn ended, whichever way, once it has."""
+        await self._turn.announced.wait()
+        result = self._turn.result
+        assert result is not None, "what is announced has a result"
+        return result
+
+    async def result(self) -> TurnResult:
+        """Return the answer, once there is one; a partial one if the turn was interrupted.
+
+        Raises:
+            TurnFailed: The turn failed or was lost.
+        """
+        result = await self.wait()
+        if result.failure is not None and result.outcome in (Outcome.FAILED, Outcome.LOST):
+            raise TurnFailed(result.failure, session_id=self.session_id, turn_id=self.turn_id)
+        return result
+
+    def cursor(self) -> Cursor:
+        """Return a reader of the session's log that begins at the turn's first event."""
+        return self._core.log.cursor(self._turn.first_seq - 1)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        async for event in self.cursor():
+            if event.turn_id == self.turn_id:
+                yield event
+                if event.is_terminal:
+                    return
+
+
+class Session:
+    """One session."""
+
+    def __init__(self, core: SessionCore, *, default_timeout_s: float | None = None) -> None:
+        self._core = core
+        self._default_timeout_s = default_timeout_s
+
+    @property
+    def session_id(self) -> str:
+        """Its id, a UUID."""
+        return self._core.session_id
+
+    @property
+    def owner(self) -> str:
+        """Whose session it is."""
+        return self._core.owner
+
+    @property
+    def spec(self) -> SessionSpec:
+        """What was asked for when it was started."""
+        return self._core.spec
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was started, UTC."""
+        return self._core.created_at
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._core.state
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes queries, or will again."""
+        return self._core.state in ACTIVE
+
+    async def query(
+        self,
+        prompt: str,
+        *,
+        timeout_s: float | None = None,
+        turn_id: str | None = None,
+        queue: bool = True,
+    ) -> TurnHandle:
+        """Ask; returns when the query is accepted, not when it is answered.
+
+        Args:
+            prompt: What is asked.
+            timeout_s: Seconds from now after which the turn is given up; None takes the
+                supervisor's default.
+            turn_id: Id for the turn, a UUID that was never used before; None makes one.
+            queue: Whether to wait behind other turns; otherwise `Busy` is raised.
+
+        Raises:
+            InvalidSpec: The prompt is empty, or the time limit is not positive.
+            Busy: A turn runs or waits, and `queue` is False.
+            MailboxFull: Too many queries wait already.
+            SessionClosed: The session has ended.
+            SessionFailed: The session gave up on its agent.
+            Draining: The supervisor is shutting down.
+        """
+        if not prompt.strip():
+            raise InvalidSpec("prompt", "must not be empty")
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidSpec("timeout_s", "must be greater than 0")
+        core = self._core
+        if not queue and (core.mailbox.waiting_work or core.ledger.open()):
+            raise Busy("The session is busy with another turn. Wait for its end, or interrupt it.")
+        message = Query(
+            prompt=Prompt(prompt_id=turn_id or str(uuid4()), text=prompt),
+            timeout_s=self._default_timeout_s if timeout_s is None else timeout_s,
+        )
+        core.mailbox.offer_work(message)
+        accepted = await message.reply.wait()
+        return TurnHandle(core, core.ledger.get(accepted.turn_id), position=accepted.position)
+
+    async def interrupt(self, *, turn_id: str | None = None, queued: bool = False) -> Interrupted:
+        """Stop the running turn, or the next one while its process starts.
+
+        Args:
+            turn_id: Only this turn, running or queued.
+            queued: Take every queued turn out as well.
+
+        Returns:
+            What was found, once the turn's end is in the log.
+
+        Raises:
+            TurnNotFound: There is no turn `turn_id`.
+            SessionClosed: The session has ended.
+        """
+        message = Interrupt(turn_id=turn_id, queued=queued)
+        self._core.mailbox.offer_control(message)
+        return await message.reply.wait()
+
+    async def inspect(self) -> Inspection:
+        """Say what the session is doing, also in the middle of a turn.
+
+        Raises:
+            SessionClosed: The session has ended.
+        """
+        message = Inspect()
+        self._core.mailbox.offer_control(message)
+        return await message.reply.wait()
+
+    async def close(self) -> Closed:
+        """End the session; returns when its process is gone. Closing again does no harm."""
+        message = Close()
+        try:
+            self._core.mailbox.offer_control(message)
+            await message.reply.wait()
+        except SessionClosed:
+            pass
+        return await self.ended()
+
+    async def ended(self) -> Closed:
+        """Return why and how the session ended, once it has."""
+        await self._core.ended.wait()
+        closed = self._core.closed
+        assert closed is not None, "what has ended was closed"
+        return closed
+
+    def turn(self, turn_id: str) -> TurnHandle:
+        """Return a turn, running or ended.
+
+        Raises:
+            TurnNotFound: There is no such turn, or it is no longer kept.
+        """
+        return TurnHandle(self._core, self._core.ledger.get(turn_id))
+
+    def turns(self) -> tuple[TurnRecord, ...]:
+        """Return every turn that is kept, oldest first."""
+        return self._core.ledger.records()
+
+    def events(self, after: int = 0) -> Cursor:
+        """Return a reader of all the session's events.
+
+        Args:
+            after: Number of the last event already had; 0 from the beginning.
+
+        Raises:
+            InvalidSpec: There was no event with that number yet.
+        """
+        if not 0 <= after <= self._core.log.last_seq:
+            raise InvalidSpec(
+                "after",
+                f"must be the id of an event that was sent, at most {self._core.log.last_seq}",
+            )
+        return self._core.log.cursor(after)
+
+    def snapshot(self) -> SessionSnapshot:
+        """Return what the session looks like now."""
+        core = self._core
+        return SessionSnapshot(
+            session_id=core.session_id,
+            owner=core.owner,
+            kind=core.kind,
+            state=core.state,
+            model=core.spec.model,
+            created_at=core.created_at,
+            queued=core.mailbox.waiting_work,
+            restarts=core.restarts.total,
+            last_seq=core.log.last_seq,
+            total_cost_usd=core.ledger.total_cost_usd,
+        )

@@ -1,0 +1,1 @@
+"""The port to stores of events, and its adapters."""

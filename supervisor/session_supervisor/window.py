@@ -1,0 +1,55 @@
+"""A bounded run of consecutively numbered events, cheap to read from any place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from session_supervisor.events import Event, weight
+
+
+class Window:
+    """The newest events of one log.
+
+    Since numbers have no holes, the place of an event follows from its number, and reading
+    costs what is read, however many there are.
+
+    Args:
+        max_events: Most events to hold.
+        max_weight: Most bytes to hold, as `events.weight` counts; the newest event is
+            held in any case.
+    """
+
+    def __init__(self, *, max_events: int, max_weight: int) -> None:
+        self._max_events = max_events
+        self._max_weight = max_weight
+        self._events: list[Event] = []
+        self._head = 0
+        self._weight = 0
+
+    def __len__(self) -> int:
+        return len(self._events) - self._head
+
+    @property
+    def first_seq(self) -> int | None:
+        """Number of the oldest event held, None without any."""
+        return self._events[self._head].seq if len(self) else None
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Add events, which must follow on, and drop the oldest that are too many."""
+        for event in events:
+            self._events.append(event)
+            self._weight += weight(event)
+        while len(self) > 1 and (len(self) > self._max_events or self._weight > self._max_weight):
+            self._weight -= weight(self._events[self._head])
+            self._head += 1
+        # Dropping from the front of a list costs its length: do it once for many.
+        if self._head > 64 and self._head * 2 > len(self._events):
+            del self._events[: self._head]
+            self._head = 0
+
+    def read(self, *, after: int, limit: int) -> tuple[Event, ...]:
+        """Return up to `limit` held events with numbers greater than `after`, in order."""
+        if not len(self):
+            return ()
+        start = self._head + max(0, after + 1 - self._events[self._head].seq)
+        return tuple(self._events[start : start + limit])
