@@ -331,6 +331,8 @@ class Actor:
                 await self._on_turn_ended(message)
             case Alive():
                 pass
+            case ToolStarted() | ToolFinished() if message.parent_tool_use_id is not None:
+                await self._on_subagent(message)
             case _ if self._lingering:
                 pass
             case _:
@@ -366,23 +368,11 @@ class Actor:
                 self._core.has_context = True
                 self._tools[message.tool_use_id] = message.name
                 self._timers.clear(Timer.MODEL)
-                use = events.ToolUse(
-                    tool_use_id=message.tool_use_id,
-                    name=message.name,
-                    input=message.input,
-                    parent_tool_use_id=message.parent_tool_use_id,
-                )
-                await self._log.commit((use, turn.turn_id))
+                await self._log.commit((_tool_event(message), turn.turn_id))
             case ToolFinished():
                 self._tools.pop(message.tool_use_id, None)
                 self._expect_model()
-                result = events.ToolResult(
-                    tool_use_id=message.tool_use_id,
-                    content=message.content,
-                    is_error=message.is_error,
-                    parent_tool_use_id=message.parent_tool_use_id,
-                )
-                await self._log.commit((result, turn.turn_id))
+                await self._log.commit((_tool_event(message), turn.turn_id))
             case UpstreamRetry():
                 retrying = events.Retrying(
                     attempt=message.attempt,
@@ -393,6 +383,11 @@ class Actor:
                 )
                 self._log.publish(retrying, turn.turn_id)
                 self._expect_model(after_s=message.delay_s)
+
+    async def _on_subagent(self, message: ToolStarted | ToolFinished) -> None:
+        """Log what a subagent does. It may outlive the turn that started it, and begins none."""
+        turn = self._alone or self._handed
+        await self._log.commit((_tool_event(message), None if turn is None else turn.turn_id))
 
     def _correct(self, turn: Turn, correction: Correction) -> None:
         if correction.discard_after is not None:
@@ -861,3 +856,19 @@ class Actor:
                 return "background work"
             case State.IDLE | State.FAILED | State.CLOSED:
                 return None
+
+
+def _tool_event(message: ToolStarted | ToolFinished) -> events.ToolUse | events.ToolResult:
+    if isinstance(message, ToolStarted):
+        return events.ToolUse(
+            tool_use_id=message.tool_use_id,
+            name=message.name,
+            input=message.input,
+            parent_tool_use_id=message.parent_tool_use_id,
+        )
+    return events.ToolResult(
+        tool_use_id=message.tool_use_id,
+        content=message.content,
+        is_error=message.is_error,
+        parent_tool_use_id=message.parent_tool_use_id,
+    )

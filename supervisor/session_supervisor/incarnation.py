@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from session_supervisor.agents.port import (
@@ -111,6 +111,8 @@ class Incarnation:
         self._errands: set[asyncio.Task[None]] = set()
         self.given_up = False
         self._life = tasks.create_task(self._live())
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        self._life.add_done_callback(self._over)
 
     @property
     def pid(self) -> int | None:
@@ -161,19 +163,15 @@ class Incarnation:
         self._errands.add(errand)
         errand.add_done_callback(self._errands.discard)
 
-    async def _live(self) -> None:
+    async def _live(self) -> Down:
+        """Read the process from its start to its end, and say what that was."""
         try:
             process = await self._start()
-        except asyncio.CancelledError:
-            self._post(Down(self, Exit(cause="given up while it started")))
-            raise
         except AgentError as error:
-            self._post(Down(self, Exit(cause=str(error)), error))
-            return
+            return Down(self, Exit(cause=str(error)), error)
         except Exception as error:  # contains the adapter's failure: the session lives on
             wrapped = AgentStartFailed(f"The agent did not start: {error!r}")
-            self._post(Down(self, Exit(cause=str(wrapped)), wrapped))
-            return
+            return Down(self, Exit(cause=str(wrapped)), wrapped)
         self._process = process
         cause = ""
         try:
@@ -185,16 +183,13 @@ class Incarnation:
             cause = f"The agent could not be read: {error!r}"
         finally:
             ended = await process.stop()
-            for errand in self._errands:
-                errand.cancel()
-            self._post(
-                Down(
-                    self,
-                    ended
-                    if not cause
-                    else Exit(returncode=ended.returncode, cause=cause, stderr=ended.stderr),
-                )
-            )
+        return Down(self, replace(ended, cause=cause) if cause else ended)
+
+    def _over(self, life: asyncio.Task[Down]) -> None:
+        for errand in self._errands:
+            errand.cancel()
+        given_up = Down(self, Exit(cause="given up before it was up"))
+        self._post(given_up if life.cancelled() else life.result())
 
     async def _start(self) -> AgentProcess:
         limit = self._watchdogs.start_s

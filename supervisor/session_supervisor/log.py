@@ -8,8 +8,8 @@ next commit; what it commits is stored first and seen then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Self, TypeAlias
 
 from session_supervisor.clock import Clock
 from session_supervisor.events import Body, Event, Gap
@@ -141,11 +141,13 @@ class Cursor:
 
     Iterating gives each event once, in order, from the place on, and ends when the log was closed
     and everything is read. Where retention has dropped events in between, a `Gap` stands for them.
+    Either iterate or `read`; not both.
     """
 
     def __init__(self, log: EventLog, after: int) -> None:
         self._log = log
         self._after = after
+        self._iterating = iter(tuple[Event, ...]())
 
     @property
     def after(self) -> int:
@@ -180,7 +182,14 @@ class Cursor:
         self._after = events[-1].seq
         return events
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while events := await self.read():
-            for event in events:
-                yield event
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = next(self._iterating, None)
+        if event is None:
+            self._iterating = iter(await self.read())
+            event = next(self._iterating, None)
+        if event is None:
+            raise StopAsyncIteration
+        return event

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from session_supervisor.actor import Restarted
 from session_supervisor.messages import CloseReason
@@ -68,14 +67,16 @@ class Monitor:
         self._closed = True
         self._changed.set()
 
-    async def __aiter__(self) -> AsyncIterator[Notice]:
-        while True:
-            if self._missed:
-                missed, self._missed = self._missed, 0
-                yield Missed(missed)
-            while self._backlog:
-                yield self._backlog.popleft()
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Notice:
+        while not self._backlog:
             if self._closed:
-                return
+                raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return Missed(missed)
+        return self._backlog.popleft()

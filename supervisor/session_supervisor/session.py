@@ -6,9 +6,9 @@ shared and dropped at will; the session does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 from uuid import uuid4
 
 from session_supervisor.core import SessionCore
@@ -107,12 +107,28 @@ class TurnHandle:
         """Return a reader of the session's log that begins at the turn's first event."""
         return self._core.log.cursor(self._turn.first_seq - 1)
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        async for event in self.cursor():
-            if event.turn_id == self.turn_id:
-                yield event
-                if event.is_terminal:
-                    return
+    def __aiter__(self) -> TurnEvents:
+        return TurnEvents(self.cursor(), self.turn_id)
+
+
+class TurnEvents:
+    """The events of one turn, out of its session's log, up to its terminal event."""
+
+    def __init__(self, cursor: Cursor, turn_id: str) -> None:
+        self._cursor = cursor
+        self._turn_id = turn_id
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ended:
+            event = await anext(self._cursor)
+            if event.turn_id == self._turn_id:
+                self._ended = event.is_terminal
+                return event
+        raise StopAsyncIteration
 
 
 class Session:

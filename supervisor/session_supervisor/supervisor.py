@@ -282,6 +282,7 @@ class Supervisor:
         """
         self._draining = True
         for entry in tuple(self._entries.values()):
+            entry.core.mailbox.shut_work(Draining())
             try:
                 entry.core.mailbox.offer_control(
                     Close(reason=CloseReason.DRAINED, grace_s=budget_s)

@@ -1,0 +1,220 @@
+"""A scripted process: the port's side of a `Life`, and the event loop's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from math import inf
+
+from session_supervisor.agents.port import AgentMessage, Binding, Exit, Fingerprint
+from session_supervisor.agents.scripted.life import Life, Rest
+from session_supervisor.agents.scripted.script import Complain, Crash, Freeze
+from session_supervisor.errors import AgentGone
+from session_supervisor.spec import Prompt
+from session_supervisor.timers import Wakeup
+
+BURST = 16
+"""Messages in a row without the event loop having its turn, as from one read of a pipe."""
+
+STDERR_LINES = 50
+"""Last lines of standard error that an `Exit` keeps."""
+
+
+class ScriptedProcess:
+    """One process of a `ScriptedAgent`. A test may crash, freeze and thaw it.
+
+    Args:
+        life: What goes on inside.
+        fingerprint: What it was started with.
+        agent_session_id: The id of its conversation.
+        stop_s: Seconds that it takes to stop.
+        on_exit: Called once, when it ends.
+
+    Attributes:
+        fingerprint: What it was started with.
+        agent_session_id: The id of its conversation.
+        binding: The session that it works for, if any.
+        sent: Every prompt that it was handed, oldest first.
+        interrupts: How many interrupts it acknowledged.
+    """
+
+    def __init__(
+        self,
+        life: Life,
+        *,
+        fingerprint: Fingerprint,
+        agent_session_id: str,
+        stop_s: float,
+        on_exit: Callable[[], None],
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.agent_session_id = agent_session_id
+        self.binding: Binding | None = None
+        self.sent: list[Prompt] = []
+        self.interrupts = 0
+        self._life = life
+        self._signs = life.signs()
+        self._stop_s = stop_s
+        self._on_exit = on_exit
+        self._exit: Exit | None = None
+        self._stopping = False
+        self._read = False
+        self._burst = 0
+        self._bell = Wakeup()
+        self._responsive = asyncio.Event()
+        self._responsive.set()
+        self._ended = asyncio.Event()
+        self._stderr = deque[str](maxlen=STDERR_LINES)
+
+    @property
+    def pid(self) -> int | None:
+        """None: it is no process of the operating system."""
+        return None
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, or None while it lives."""
+        return self._exit
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it stands still."""
+        return not self._responsive.is_set()
+
+    def bind(self, binding: Binding) -> None:
+        """Tie it to a session, in place of the one before."""
+        self.binding = binding
+
+    def messages(self) -> AsyncIterator[AgentMessage]:
+        """Return the stream of what it says. Giving up waiting for a message loses none.
+
+        Raises:
+            RuntimeError: It was called before.
+        """
+        if self._read:
+            raise RuntimeError("messages() is for one reader, once.")
+        self._read = True
+        return _Stream(self._next)
+
+    async def send(self, prompt: Prompt) -> None:
+        """Hand over a prompt, also to a frozen process; one with a known id is skipped.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        self._refuse_the_dead()
+        self.sent.append(prompt)
+        self._life.hand(prompt)
+        self._bell.ring()
+        await asyncio.sleep(0)
+
+    async def interrupt(self) -> None:
+        """Stop the running turn; a prompt that was handed over counts as running.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        await self.probe()
+        self.interrupts += 1
+        self._life.interrupt()
+        self._bell.ring()
+
+    async def probe(self) -> None:
+        """Return at once, unless frozen.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        self._refuse_the_dead()
+        await asyncio.sleep(0)
+        await self._responsive.wait()
+        self._refuse_the_dead()
+
+    async def stop(self) -> Exit:
+        """Interrupt what runs, and end after `stop_s` seconds in any case."""
+        if self._exit is None and not self._stopping:
+            self._stopping = True
+            self._life.leave()
+            self._bell.ring()
+            exit_ = (
+                Exit(returncode=-9, cause="It was frozen, so it was killed.")
+                if self.frozen
+                else Exit(returncode=0, cause="It was stopped.")
+            )
+            # A timer and not a sleep: it ends also when who asked gives up waiting.
+            asyncio.get_running_loop().call_later(self._stop_s, self._end, exit_)
+        await self._ended.wait()
+        assert self._exit is not None
+        return self._exit
+
+    def crash(self, returncode: int = -9, *, cause: str = "It was told to crash.") -> None:
+        """End at once, in the middle of whatever it does.
+
+        Args:
+            returncode: Its exit status, negative for a signal.
+            cause: What is known of why, for people.
+        """
+        self._end(Exit(returncode=returncode, cause=cause, stderr="\n".join(self._stderr)))
+
+    def freeze(self) -> None:
+        """Stand still, as on SIGSTOP."""
+        if self._exit is None:
+            self._responsive.clear()
+
+    def thaw(self) -> None:
+        """Go on, as on SIGCONT."""
+        self._responsive.set()
+        self._bell.ring()
+
+    async def _next(self) -> AgentMessage:
+        while self._exit is None:
+            if self.frozen:
+                await self._bell.wait(None)
+                continue
+            if self._burst == BURST:
+                self._burst = 0
+                await asyncio.sleep(0)
+                continue
+            match next(self._signs):
+                case Rest(until):
+                    self._burst = 0
+                    await self._bell.wait(None if until == inf else until)
+                case Complain() as complaint:
+                    self._complain(complaint.text)
+                case Freeze():
+                    self.freeze()
+                case Crash() as crash:
+                    self._complain(crash.stderr)
+                    self.crash(crash.returncode, cause=crash.cause)
+                case message:
+                    self._burst += 1
+                    return message
+        raise StopAsyncIteration
+
+    def _end(self, exit_: Exit) -> None:
+        if self._exit is None:
+            self._exit = exit_
+            self._on_exit()
+            self._ended.set()
+            self.thaw()
+
+    def _complain(self, text: str) -> None:
+        for line in text.splitlines():
+            self._stderr.append(line)
+            if self.binding is not None:
+                self.binding.on_stderr(line)
+
+    def _refuse_the_dead(self) -> None:
+        if self._exit is not None:
+            raise AgentGone(f"The process has ended: {self._exit.cause}")
+
+
+class _Stream(AsyncIterator[AgentMessage]):
+    """Unlike an async generator, it survives that a wait for the next message is cancelled."""
+
+    def __init__(self, next_message: Callable[[], Awaitable[AgentMessage]]) -> None:
+        self._next_message = next_message
+
+    def __anext__(self) -> Awaitable[AgentMessage]:
+        return self._next_message()

@@ -1,0 +1,387 @@
+"""Sessions under everything at once, against a small model, on virtual time.
+
+Hypothesis calls the handles of two sessions and a supervisor in any order, lets their agents
+crash, freeze, stall and begin turns by themselves, and lets time pass. The model knows
+only what was asked; the properties are those that the documentation promises:
+
+* every message is answered, once, and nobody waits for ever;
+* a session runs at most one turn at a time;
+* sequence numbers have no holes, every turn has one terminal event, and text less what was
+  withdrawn is the answer;
+* a conversation is never in two processes;
+* nothing is left at the end: no process, no task, no directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from session_supervisor import (
+    Closed,
+    Interrupted,
+    Outcome,
+    RestartPolicy,
+    Session,
+    State,
+    Supervisor,
+    TurnHandle,
+    TurnResult,
+    Watchdogs,
+)
+from session_supervisor.agents.port import TextWithdrawn
+from session_supervisor.agents.scripted import (
+    BeginAlone,
+    Conversation,
+    Crash,
+    Fail,
+    Freeze,
+    Hang,
+    IgnoreInterrupts,
+    Manners,
+    Pause,
+    Say,
+    ScriptedAgent,
+    Start,
+    Step,
+    UseTool,
+)
+from session_supervisor.errors import (
+    AgentStartFailed,
+    Draining,
+    Failure,
+    FailureCode,
+    MailboxFull,
+    Refused,
+    SessionClosed,
+    SessionFailed,
+)
+from session_supervisor.events import Event, Gap, Turn
+from session_supervisor.spec import Prompt
+from tests.support.sessions import ImaginaryDirectories, check_log, supervisor_of, text_of
+from tests.support.virtual_time import VirtualWorld
+
+SCRIPTS: dict[str, list[Step]] = {
+    "say": [Say("some words here", deltas=3)],
+    "slow": [Say("a b c d", deltas=4, every_s=1.0)],
+    "cut": [Say("one"), Say("tw", confirmed=False), TextWithdrawn(), Say("two")],
+    "cut_block": [Say("one"), Say("tw", confirmed=False), TextWithdrawn(blocks=1), Say("two")],
+    "tool": [UseTool("Bash", seconds=3.0), Say("done")],
+    "fail": [
+        Say("part"),
+        Fail(Failure(code=FailureCode.OVERLOADED, message="busy", retryable=True)),
+    ],
+    "crash": [Say("last words", confirmed=False), Crash()],
+    "crash_slowly": [Pause(2.0), Crash(remembered=False)],
+    "hang": [Say("I", confirmed=False), Hang()],
+    "freeze": [Freeze()],
+    "stubborn": [IgnoreInterrupts(), Say("no", confirmed=False), Pause(500.0)],
+    "job": [BeginAlone(2.0, [Say("by itself", deltas=2, every_s=1.0)]), Say("started")],
+    "crashing_job": [BeginAlone(1.0, [Say("oh", confirmed=False), Crash()]), Say("started")],
+}
+
+LONG_S = 2_000.0
+"""Longer than any of the time limits below can add up to."""
+
+
+def script(prompt: Prompt, _conversation: Conversation) -> Iterable[Step]:
+    return SCRIPTS[prompt.text]
+
+
+@dataclass
+class Caller:
+    """Somebody who waits for one answer."""
+
+    what: str
+    task: asyncio.Task[Any]
+    turn: TurnHandle | None = None
+
+
+@dataclass
+class Client:
+    """Somebody who uses one session, and reads all its events."""
+
+    session: Session
+    reader: asyncio.Task[None]
+    events: list[Event] = field(default_factory=list[Event])
+    close_asked: bool = False
+
+
+class Sessions(RuleBasedStateMachine):
+    world: VirtualWorld
+    supervisor: Supervisor
+
+    @initialize(
+        interrupt_s=st.sampled_from([0.5, 5.0]),
+        max_restarts=st.integers(0, 3),
+        idle_timeout_s=st.sampled_from([None, 30.0]),
+        stop_s=st.sampled_from([0.0, 1.0]),
+        pickup_s=st.sampled_from([0.0, 0.2]),
+        merge_queued=st.booleans(),
+    )
+    def open(
+        self,
+        interrupt_s: float,
+        max_restarts: int,
+        idle_timeout_s: float | None,
+        stop_s: float,
+        pickup_s: float,
+        merge_queued: bool,
+    ) -> None:
+        self.world = VirtualWorld()
+        self.callers: list[Caller] = []
+        self.turns: dict[str, TurnHandle] = {}
+        self.drained = False
+        self.directories = ImaginaryDirectories()
+        self.agent = ScriptedAgent(
+            script, manners=Manners(stop_s=stop_s, pickup_s=pickup_s, merge_queued=merge_queued)
+        )
+        self.supervisor = supervisor_of(
+            self.agent,
+            clock=self.world.clock(),
+            idle_timeout_s=idle_timeout_s,
+            max_queued=3,
+            max_live=4,
+            max_agent_turns=2,
+            restarts=RestartPolicy(max_restarts=max_restarts, window_s=100.0),
+            watchdogs=Watchdogs(
+                start_s=10.0,
+                first_byte_s=20.0,
+                progress_s=30.0,
+                silence_s=7.0,
+                probe_s=3.0,
+                interrupt_s=interrupt_s,
+            ),
+        )
+        self.world.run(self.supervisor.__aenter__())
+        self.clients = [self.world.run(self._join()) for _ in range(2)]
+
+    async def _join(self) -> Client:
+        session = await self.supervisor.start()
+        events: list[Event] = []
+
+        async def read() -> None:
+            async for event in session.events():
+                events.append(event)
+
+        reader = asyncio.get_running_loop().create_task(read())
+        return Client(session=session, reader=reader, events=events)
+
+    def _call(self, what: str, coro: Any) -> Caller:
+        caller = Caller(what, self.world.start(coro))
+        self.callers.append(caller)
+        return caller
+
+    # -- what callers do -------------------------------------------------------------------
+
+    @rule(
+        which=st.integers(0, 1),
+        prompt=st.sampled_from(sorted(SCRIPTS)),
+        timeout_s=st.sampled_from([None, None, None, 2.5, 15.0]),
+    )
+    def query(self, which: int, prompt: str, timeout_s: float | None) -> None:
+        session = self.clients[which].session
+
+        async def ask() -> TurnResult:
+            turn = await session.query(prompt, timeout_s=timeout_s)
+            caller.turn = turn
+            self.turns[turn.turn_id] = turn
+            return await turn.wait()
+
+        caller = self._call(f"query {prompt}", ask())
+
+    @rule(prompt=st.sampled_from(sorted(SCRIPTS)))
+    def one_off(self, prompt: str) -> None:
+        async def ask() -> TurnResult:
+            turn = await self.supervisor.query(prompt)
+            events = [event async for event in turn]
+            result = await turn.wait()
+            assert events[-1].is_terminal
+            assert text_of(events) == result.text
+            return result
+
+        self._call(f"one-off {prompt}", ask())
+
+    @rule(which=st.integers(0, 1), queued=st.booleans())
+    def interrupt(self, which: int, queued: bool) -> None:
+        self._call("interrupt", self._interrupt(self.clients[which].session, queued))
+
+    async def _interrupt(self, session: Session, queued: bool) -> Interrupted:
+        interrupted = await session.interrupt(queued=queued)
+        for turn_id in interrupted.turn_ids:
+            record = session.turn(turn_id).record()
+            assert record.result is not None, "an interrupt answered before the turn's end"
+        return interrupted
+
+    @rule(which=st.integers(0, 1))
+    def inspect(self, which: int) -> None:
+        caller = self._call("inspect", self.clients[which].session.inspect())
+        self.world.settle()
+        assert caller.task.done(), "inspect was not answered at once"
+
+    # Ends come late, or there is nothing to see before them.
+    @precondition(lambda self: len(self.callers) > 12)
+    @precondition(lambda self: not any(client.close_asked for client in self.clients))
+    @rule(which=st.integers(0, 1))
+    def close(self, which: int) -> None:
+        client = self.clients[which]
+        client.close_asked = True
+        self._call("close", client.session.close())
+
+    @precondition(lambda self: len(self.callers) > 16)
+    @precondition(lambda self: not self.drained)
+    @rule(budget_s=st.sampled_from([0.0, 5.0]))
+    def drain(self, budget_s: float) -> None:
+        self.drained = True
+        self._call("drain", self.supervisor.drain(budget_s))
+
+    # -- what befalls the agents -----------------------------------------------------------
+
+    @rule(index=st.integers(0, 7))
+    def crash(self, index: int) -> None:
+        live = [process for process in self.agent.processes if process.exit is None]
+        if live:
+            live[index % len(live)].crash()
+
+    @rule(index=st.integers(0, 7))
+    def freeze(self, index: int) -> None:
+        live = [process for process in self.agent.processes if process.exit is None]
+        if live:
+            live[index % len(live)].freeze()
+
+    @rule(
+        start=st.sampled_from(
+            [
+                Start(delay_s=3.0),
+                Start(hangs=True),
+                Start(error=AgentStartFailed("it did not like the weather")),
+            ]
+        )
+    )
+    def next_start(self, start: Start) -> None:
+        self.agent.starts.append(start)
+
+    # -- time ------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 1.5, 6.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule()
+    def wait_long(self) -> None:
+        self.world.advance(25.0)
+
+    # -- what must hold --------------------------------------------------------------------
+
+    @invariant()
+    def the_past_is_as_promised(self) -> None:
+        self.world.settle()
+        assert self.agent.forks == 0, "two processes had one conversation"
+        assert self.agent.live <= self.supervisor.config.max_live
+        for client in self.clients:
+            check_log(client.events)
+            running: set[str] = set()
+            for event in client.events:
+                assert not isinstance(event.body, Gap)
+                if event.turn_id is None:
+                    continue
+                if isinstance(event.body, Turn) and event.body.phase == "started":
+                    running.add(event.turn_id)
+                    own = {turn for turn in running if self._is_own(client, turn)}
+                    assert len(running - own) <= 1, "two prompts were with the agent"
+                    assert len(own) <= 1, "the agent was in two turns of its own"
+                if event.is_terminal:
+                    running.discard(event.turn_id)
+
+    def _is_own(self, client: Client, turn_id: str) -> bool:
+        return any(
+            isinstance(event.body, Turn) and event.body.origin == "agent"
+            for event in client.events
+            if event.turn_id == turn_id
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "clients"):
+            return
+        try:
+            with self.world:
+                self.world.advance(LONG_S)
+                for caller in self.callers:
+                    assert caller.task.done(), f"{caller.what} was never answered"
+                    self._check_answer(caller)
+                if not self.drained:
+                    self._ask_once_more()
+                self.world.run(self.supervisor.__aexit__(None, None, None), limit_s=LONG_S)
+                for client in self.clients:
+                    assert client.reader.done(), "a reader was left waiting"
+                    client.reader.result()
+                    check_log(client.events)
+                    self._check_turns(client)
+                assert self.agent.live == 0
+                assert not self.directories.held
+        finally:
+            del self.world
+
+    def _check_answer(self, caller: Caller) -> None:
+        error = caller.task.exception()
+        if error is not None:
+            assert isinstance(error, Refused), repr(error)
+            assert isinstance(error, (SessionClosed, SessionFailed, Draining, MailboxFull)) or (
+                caller.what.startswith("one-off")
+            )
+            return
+        answer = caller.task.result()
+        if isinstance(answer, TurnResult):
+            assert (answer.failure is None) == (
+                answer.outcome in (Outcome.COMPLETED, Outcome.INTERRUPTED)
+            )
+        else:
+            assert (
+                answer is None
+                or isinstance(answer, (Interrupted, Closed))
+                or (caller.what == "inspect")
+            )
+
+    def _ask_once_more(self) -> None:
+        """A session that says it takes queries does."""
+        self.agent.starts.clear()
+        for client in self.clients:
+            if client.session.state is State.IDLE:
+
+                async def ask(session: Session = client.session) -> TurnResult:
+                    return await (await session.query("say")).wait()
+
+                result = self.world.run(ask(), limit_s=LONG_S)
+                assert (result.outcome, result.text) == (Outcome.COMPLETED, "some words here") or (
+                    # Its process was frozen while it was idle; that shows only now.
+                    result.outcome is Outcome.LOST
+                )
+
+    def _check_turns(self, client: Client) -> None:
+        ended = {event.turn_id for event in client.events if event.is_terminal}
+        for record in client.session.turns():
+            assert record.result is not None
+            assert record.turn_id in ended
+            own = [event for event in client.events if event.turn_id == record.turn_id]
+            assert text_of(own) == record.result.text == record.text
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
