@@ -19,7 +19,8 @@ from pydantic import JsonValue
 
 from session_http.offline import Kind, OfflineModel, app
 from session_http.offline.conversation import Conversation
-from session_http.offline.script import Reply, ToolUse, plan
+from session_http.offline.reply import Reply, ToolUse
+from session_http.offline.script import plan
 from session_supervisor.agents.claude import ClaudeAgent, ClaudeProcess, agent
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import AgentMessage, Fingerprint, TextDelta, ToolStarted
@@ -86,7 +87,7 @@ class Stage:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  # frames come from a real process
                 await asyncio.sleep(0.01)
 
 

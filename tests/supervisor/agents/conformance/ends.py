@@ -270,6 +270,18 @@ class Ends:
             assert (await talk.stop()).returncode == -9
 
     @contract
+    async def test_a_process_that_dies_while_it_is_stopped_ends_once(
+        self, harness: AgentHarness
+    ) -> None:
+        async with talking(harness) as talk:
+            stopping = asyncio.create_task(talk.stop())
+            await asyncio.sleep(0)
+            harness.crash(talk.process)
+            assert await stopping == await talk.until_over()
+            await talk.quiet()
+            assert await talk.stop() == talk.process.exit == await stopping
+
+    @contract
     async def test_nothing_is_heard_after_stop_has_returned(self, harness: AgentHarness) -> None:
         async with talking(harness) as talk:
             await talk.send(harness.prompts.slow)

@@ -103,7 +103,7 @@ class AgentHarness(ABC):
 
     @abstractmethod
     def crash(self, process: AgentProcess) -> None:
-        """Kill a process from outside, as SIGKILL does."""
+        """Kill a process from outside, as SIGKILL does; nothing happens to one that has ended."""
 
     @abstractmethod
     def freeze(self, process: AgentProcess) -> None:

@@ -1,0 +1,154 @@
+"""The log: what readers see, when, and what the store has by then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from session_supervisor import log as log_room
+from session_supervisor.clock import Clock
+from session_supervisor.config import Retention
+from session_supervisor.errors import Fenced
+from session_supervisor.events import Event, Gap, Text
+from session_supervisor.log import EventLog
+from session_supervisor.stores.memory import MemoryStore
+from tests.support.virtual_time import run, virtual
+
+
+async def log_on(store: MemoryStore) -> EventLog:
+    return EventLog("s", store, fence=await store.acquire("s"), clock=Clock())
+
+
+async def stored(store: MemoryStore) -> Sequence[Event]:
+    return await store.read("s", after=0, limit=100_000)
+
+
+@virtual()
+async def test_what_is_published_is_seen_at_once_and_stored_with_the_next_commit() -> None:
+    store = MemoryStore()
+    log = await log_on(store)
+    event = log.publish(Text(content="a"), "t")
+    assert await log.cursor().read_nowait() == (event,)
+    assert await stored(store) == ()
+    (second,) = await log.commit((Text(content="b"), "t"))
+    assert list(await stored(store)) == [event, second]
+    assert [event.seq, second.seq] == [1, 2]
+
+
+@virtual()
+async def test_what_cannot_be_stored_is_seen_by_nobody() -> None:
+    store = MemoryStore()
+    log = await log_on(store)
+    await store.acquire("s")
+    with pytest.raises(Fenced):
+        await log.commit((Text(content="x"), "t"))
+    assert log.last_seq == 0
+    assert await log.cursor().read_nowait() == ()
+
+
+class SlowStore(MemoryStore):
+    """A store that takes a second."""
+
+    async def append(
+        self, session_id: str, *, fence: int, expected_seq: int, events: Sequence[Event]
+    ) -> None:
+        await asyncio.sleep(1)
+        await super().append(session_id, fence=fence, expected_seq=expected_seq, events=events)
+
+
+@virtual()
+async def test_what_is_committed_is_seen_only_after_it_was_stored() -> None:
+    log = await log_on(SlowStore())
+    reader = asyncio.create_task(log.cursor().read())
+    await log.commit((Text(content="x"), "t"))
+    assert asyncio.get_running_loop().time() == 1.0
+    assert [event.seq for event in await reader] == [1]
+
+
+@virtual()
+async def test_a_reader_waits_for_more_and_ends_with_the_log() -> None:
+    log = await log_on(MemoryStore())
+    seen: list[int] = []
+
+    async def read() -> None:
+        seen.extend([event.seq async for event in log.cursor()])
+
+    reader = asyncio.create_task(read())
+    for _ in range(3):
+        await asyncio.sleep(1)
+        log.publish(Text(content="x"))
+    log.close()
+    await reader
+    assert seen == [1, 2, 3]
+    assert [event.seq async for event in log.cursor(2)] == [3]
+
+
+@virtual()
+async def test_a_reader_that_stopped_waiting_leaves_nothing() -> None:
+    log = await log_on(MemoryStore())
+    cursor = log.cursor()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await cursor.read()
+    log.publish(Text(content="x"))
+    assert [event.seq for event in await cursor.read()] == [1]
+
+
+@virtual()
+async def test_dropped_events_are_announced_to_whoever_missed_them() -> None:
+    store = MemoryStore(Retention(events=10))
+    log = await log_on(store)
+    for _ in range(log_room.RECENT_EVENTS + 100):
+        log.publish(Text(content="x"))
+    await log.commit()
+    first, *rest = await log.cursor(5).read(limit=3)
+    assert isinstance(first.body, Gap)
+    assert first.body.after == 5
+    assert first.body.before == rest[0].seq
+    assert [event.seq for event in rest] == list(range(rest[0].seq, rest[0].seq + 3))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("publish"), st.integers(1, 40)),
+            st.tuples(st.just("commit"), st.integers(0, 5)),
+            st.tuples(st.just("read"), st.integers(1, 50)),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 30),
+    st.integers(0, 60),
+)
+def test_a_reader_gets_every_event_once_in_order_or_is_told_of_the_gap(
+    steps: list[tuple[str, int]], retained: int, after: int
+) -> None:
+    async def main() -> None:
+        log = await log_on(MemoryStore(Retention(events=retained)))
+        cursor = log.cursor(after)
+        expected = after + 1
+        got: list[Event] = []
+        for step, count in [*steps, ("commit", 1), ("read", 10_000)]:
+            if step == "publish":
+                for _ in range(count):
+                    log.publish(Text(content="x" * 3000))
+            elif step == "commit":
+                await log.commit(*[(Text(content="y"), "t")] * count)
+            else:
+                got.extend(await cursor.read_nowait(count))
+        for event in got:
+            if isinstance(event.body, Gap):
+                assert event.body.after == expected - 1
+                assert event.body.before > expected
+                expected = event.body.before
+            else:
+                assert event.seq == expected
+                expected += 1
+        assert cursor.after == max(after, log.last_seq) or len(got) >= 10_000
+
+    run(main)
