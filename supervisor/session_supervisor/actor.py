@@ -219,7 +219,7 @@ class Actor:
     async def _on_signal(self, signal: Signal) -> None:
         if isinstance(signal, Down):
             await self._on_down(signal)
-        elif signal.incarnation.given_up:
+        elif signal.incarnation.given_up or signal.incarnation is not self._incarnation:
             return
         else:
             match signal:

@@ -82,7 +82,7 @@ class SupervisorConfig:
     """Limits and policies of one supervisor.
 
     Attributes:
-        max_sessions: Most sessions that are not closed; one-offs do not count.
+        max_sessions: Most conversations that have not ended; one-offs do not count.
         max_live: Most processes at once, one-offs included. Each live Claude Code process
             takes about 100 MB.
         max_starting: Most processes that come up at the same time. Starting is bound by the

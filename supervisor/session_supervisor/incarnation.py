@@ -21,7 +21,7 @@ from session_supervisor.agents.port import (
     Fingerprint,
 )
 from session_supervisor.config import Watchdogs
-from session_supervisor.errors import AgentError, AgentStartFailed
+from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed
 from session_supervisor.spec import Prompt
 
 
@@ -155,6 +155,8 @@ class Incarnation:
         async def run() -> None:
             try:
                 await do(process)
+            except AgentGone:
+                pass  # `Down` is on its way, and knows more about it
             except Exception as error:  # whatever the adapter raises, the process is no use
                 detail = f": {error}" if str(error) else ""
                 self._post(Faulty(self, f"The agent {fault}{detail}."))

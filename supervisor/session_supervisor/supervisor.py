@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -62,7 +63,7 @@ class SupervisorSnapshot:
         sessions: Every session that is not gone, one-offs and ended ones included.
         active: Conversations that take queries.
         live: Sessions that have a process, or are about to.
-        max_sessions: Most conversations.
+        max_sessions: Most conversations that have not ended.
         max_live: Most processes.
         draining: Whether no new work is taken.
     """
@@ -117,7 +118,8 @@ class Supervisor:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._monitors: set[Monitor] = set()
         self._starting = asyncio.Semaphore(self._config.max_starting)
-        self._admitting = 0
+        self._live = 0
+        self._conversations = 0
         self._open = False
         self._draining = False
         self._tasks: asyncio.TaskGroup
@@ -139,10 +141,14 @@ class Supervisor:
         traceback: TracebackType | None,
     ) -> None:
         # Cancelling the embedder must not leave a process behind, so none of this is cancelled.
+        # A second cancellation by asyncio's own means gets through: the task group then cancels
+        # the actors, which stop their processes all the same.
         with anyio.CancelScope(shield=True):
-            await self.drain(0.0)
-            self._open = False
-            await self._tasks.__aexit__(None, None, None)
+            try:
+                await self.drain(0.0)
+            finally:
+                self._open = False
+                await self._tasks.__aexit__(*sys.exc_info())
             for monitor in self._monitors:
                 monitor.close()
             for entry in self._entries.values():
@@ -295,10 +301,6 @@ class Supervisor:
 
     # -- inside --------------------------------------------------------------------------
 
-    @property
-    def _live(self) -> int:
-        return sum(entry.holds_process for entry in self._entries.values()) + self._admitting
-
     async def _admit(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
         if not self._open:
             raise RuntimeError("The supervisor is not open: use `async with Supervisor(...)`.")
@@ -306,25 +308,39 @@ class Supervisor:
             raise Draining()
         self._agent.check(spec)
         config = self._config
-        if kind is SessionKind.CONVERSATION and len(self.list()) >= config.max_sessions:
+        conversation = kind is SessionKind.CONVERSATION
+        if conversation and self._conversations >= config.max_sessions:
             raise AtCapacity("sessions", config.max_sessions)
         if self._live >= config.max_live:
             raise AtCapacity("agent processes", config.max_live)
-        # Counted from here on, so that admitting several at once keeps within the limits.
-        self._admitting += 1
+        # Counted before the first wait, so that many at once keep within the limits.
+        self._live += 1
+        self._conversations += conversation
         try:
             entry = await self._make(spec, owner, kind)
-        finally:
-            self._admitting -= 1
+        except BaseException:
+            self._live -= 1
+            self._conversations -= conversation
+            raise
         self._entries[entry.core.session_id] = entry
         self._tasks.create_task(self._run(entry), name=f"session {entry.core.session_id}")
         return entry
 
+    def _release_process(self, entry: _Entry) -> None:
+        if entry.holds_process:
+            entry.holds_process = False
+            self._live -= 1
+
     async def _make(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
         session_id = str(uuid4())
         private_cwd = await self._workspaces.allot(session_id) if spec.cwd is None else None
+        try:
+            fence = await self._store.acquire(session_id)
+        except BaseException:
+            if private_cwd is not None:
+                await self._workspaces.release(private_cwd)
+            raise
         config, wakeup = self._config, Wakeup()
-        fence = await self._store.acquire(session_id)
         core = SessionCore(
             session_id=session_id,
             owner=owner,
@@ -348,8 +364,8 @@ class Supervisor:
         """Run an actor to its end, and clear up after it whatever that end is."""
         core = entry.core
 
-        def release() -> None:
-            entry.holds_process = False
+        def on_failed() -> None:
+            self._release_process(entry)
             self._tell(
                 Down(
                     session_id=core.session_id,
@@ -368,7 +384,7 @@ class Supervisor:
             config=self._config,
             starting=self._starting,
             on_restart=on_restart,
-            on_failed=release,
+            on_failed=on_failed,
         )
         try:
             await actor.run()
@@ -376,7 +392,8 @@ class Supervisor:
             logger.error("session %s ended by a fault", core.session_id, exc_info=errors)
             await self._settle(core)
         finally:
-            entry.holds_process = False
+            self._release_process(entry)
+            self._conversations -= core.kind is SessionKind.CONVERSATION
             core.ended.set()
         self._tell(
             Down(

@@ -167,7 +167,9 @@ class Ledger:
         # A conversation that began anew counts from zero again.
         cost = conversation_cost_usd if cost < 0 else cost
         self._cost_baseline = conversation_cost_usd
-        self.total_cost_usd += cost
+        # A difference of floats has digits that mean nothing; a token costs more than this.
+        cost = round(cost, 9)
+        self.total_cost_usd = round(self.total_cost_usd + cost, 9)
         return cost
 
     def get(self, turn_id: str) -> Turn:

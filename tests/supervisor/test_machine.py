@@ -174,7 +174,7 @@ class Sessions(RuleBasedStateMachine):
 
         async def read() -> None:
             async for event in session.events():
-                events.append(event)
+                events.append(event)  # noqa: PERF401  # looked at while it grows
 
         reader = asyncio.get_running_loop().create_task(read())
         return Client(session=session, reader=reader, events=events)

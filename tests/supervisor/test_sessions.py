@@ -28,6 +28,7 @@ from session_supervisor.agents.scripted import (
     Freeze,
     Hang,
     IgnoreInterrupts,
+    Manners,
     Pause,
     Say,
     ScriptedAgent,
@@ -407,8 +408,41 @@ async def test_a_frozen_process_is_found_out_and_replaced() -> None:
         await (await session.query("before")).result()
         result = await (await session.query("freeze")).wait()
         assert (result.outcome, now()) == (Outcome.LOST, 15.0)
-        assert "before" in (await (await session.query("x")).result()).text
+        answer = await (await session.query("x")).result()
+        assert "before" in answer.text
+        assert now() == 15.25, "the next process did not wait for the backoff"
     assert agent.forks == 0
+
+
+@virtual()
+async def test_a_process_that_takes_long_to_stop_is_gone_before_the_next_starts() -> None:
+    agent = ScriptedAgent(by_prompt({"freeze": [Freeze()]}), manners=Manners(stop_s=7.0))
+    watchdogs = Watchdogs(silence_s=10.0, probe_s=5.0)
+    async with supervising(agent, watchdogs=watchdogs) as supervisor:
+        session = await supervisor.start()
+        await (await session.query("before")).result()
+        await (await session.query("freeze")).wait()
+        assert now() == 15.0
+        assert "before" in (await (await session.query("x")).result()).text
+        assert now() == 22.0
+    assert (agent.forks, agent.most_live) == (0, 1)
+
+
+@virtual()
+async def test_an_interrupt_is_answered_when_the_process_dies_of_it() -> None:
+    stubborn = [IgnoreInterrupts(), Say("going on", confirmed=False), Pause(1000.0)]
+    agent = agent_with(stubborn=stubborn)
+    async with supervising(agent) as supervisor:
+        session = await supervisor.start()
+        turn = await session.query("stubborn")
+        await asyncio.sleep(1)
+        interrupting = [asyncio.create_task(session.interrupt()) for _ in range(2)]
+        await asyncio.sleep(1)
+        agent.processes[-1].crash()
+        answers = [await task for task in interrupting]
+        assert now() == 2.0
+        assert {answer.outcome for answer in answers} == {InterruptOutcome.ESCALATED}
+        assert (await turn.wait()).outcome is Outcome.LOST
 
 
 @virtual()
@@ -681,7 +715,7 @@ async def test_inspect_answers_in_the_middle_of_a_turn() -> None:
 @virtual()
 async def test_bad_values_are_refused_by_name() -> None:
     async with supervising(ScriptedAgent()) as supervisor:
-        with pytest.raises(InvalidSpec, match="allowed_tools: .*'Nonsense'"):
+        with pytest.raises(InvalidSpec, match=r"allowed_tools: .*'Nonsense'"):
             await supervisor.start(SessionSpec(allowed_tools=("Nonsense",)))
         session = await supervisor.start()
         with pytest.raises(InvalidSpec, match="prompt"):

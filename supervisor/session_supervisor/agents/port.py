@@ -11,11 +11,18 @@ program upon itself. The contract:
 * Exactly one task reads `messages()`, all the time, for as long as the process lives. An
   adapter may rely on it, and must not need a second reader.
 * A turn is `TurnBegan`, then content, then `TurnEnded`; never two at once. `TurnEnded` carries
-  the ids of the prompts that it answers: none for a turn that the agent began by itself.
+  the ids of the prompts that it answers: none for a turn that the agent began by itself. A turn
+  may come to answer prompts that it did not begin with. Outside of turns there are only
+  `Initialized`, `BackgroundWork`, `Alive`, and the tools of subagents in the background.
 * Text arrives as `TextDelta`, which is provisional, and is confirmed by `TextBlock`, which
   is the truth. `TextWithdrawn` takes back provisional text, also of blocks already confirmed.
+  A turn that is interrupted or fails may end with unconfirmed text and unfinished tools.
 * The prose of an error is never text. It is in `TurnEnded.failure`.
+* An interrupt ends what was sent before it, also a prompt that the agent has not taken up yet.
 * The stream ends when the process does, however that happens, and never raises. `exit` says how.
+  Requests that it still owes an answer then raise `AgentGone`.
+* A process that hangs answers no request: the caller sets the time limits, and may give up
+  waiting without harm.
 * `stop` is bounded in time, may be called at any time, by several at once and again; after
   it there is no process, nor any of its children.
 * Cancelling `spawn` leaves no process behind.
@@ -90,7 +97,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initialized:
-    """The process says who it is; comes with every turn, since any of it may change.
+    """The process says who it is; comes with turns, since any of it may change.
 
     Attributes:
         agent_session_id: The id to resume this conversation with.
@@ -287,7 +294,7 @@ class AgentProcess(Protocol):
         ...
 
     async def interrupt(self) -> None:
-        """Tell it to stop the running turn; its `TurnEnded` follows in the stream.
+        """Tell it to stop the turn that runs or is about to; its `TurnEnded` follows.
 
         Raises:
             AgentGone: The process has ended.
