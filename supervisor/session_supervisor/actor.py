@@ -174,6 +174,7 @@ class Actor:
         self._background = 0
         self._last_message: float | None = None
         self._probing = False
+        self._started_at = self._up_at = 0.0
 
     async def run(self) -> None:
         """Serve the session until it is closed; nothing of it runs then.
@@ -226,6 +227,7 @@ class Actor:
                 case Said():
                     await self._on_message(signal.message)
                 case Up():
+                    self._up_at = self._now()
                     self._advance(Trigger.STARTED)
                     self._rearm_idle()
                 case Probed():
@@ -280,7 +282,8 @@ class Actor:
         if query is None:
             return False
         turn = self._queued.pop(query.key)
-        self._ledger.start(turn)
+        waited_from = max(turn.accepted_time, self._started_at)
+        self._ledger.start(turn, spawn_s=max(0.0, self._up_at - waited_from))
         self._handed, self._agent_turns = turn, 0
         self._advance(Trigger.TURN_BEGAN)
         await self._log.commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
@@ -613,6 +616,7 @@ class Actor:
 
     def _start_process(self) -> None:
         core = self._core
+        self._started_at = self._now()
         self._incarnation = Incarnation(
             self._agent,
             Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd),

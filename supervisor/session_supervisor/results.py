@@ -70,6 +70,7 @@ class TurnResult:
         accounting: What it took.
         duration_ms: Milliseconds from acceptance to the end, queueing included.
         queued_ms: Milliseconds of that before the agent was handed the prompt.
+        spawn_ms: Milliseconds of those while a process was coming up.
         first_text_ms: Milliseconds from acceptance to the first text, or None without text.
     """
 
@@ -82,6 +83,7 @@ class TurnResult:
     accounting: Accounting = field(default_factory=Accounting)
     duration_ms: int = 0
     queued_ms: int = 0
+    spawn_ms: int = 0
     first_text_ms: int | None = None
 
 

@@ -40,6 +40,7 @@ class Turn:
     answer: Answer = field(default_factory=Answer)
     started_at: datetime | None = None
     started_time: float | None = None
+    spawn_s: float = 0.0
     first_text_time: float | None = None
     ended_at: datetime | None = None
     result: TurnResult | None = None
@@ -103,8 +104,14 @@ class Ledger:
         self._turns[turn_id] = turn
         return turn
 
-    def start(self, turn: Turn) -> None:
-        """Note that the agent is being handed the turn: from here on it can be lost."""
+    def start(self, turn: Turn, *, spawn_s: float = 0.0) -> None:
+        """Note that the agent is being handed the turn: from here on it can be lost.
+
+        Args:
+            turn: Which.
+            spawn_s: Seconds that it waited for a process to come up.
+        """
+        turn.spawn_s = spawn_s
         turn.phase = Phase.RUNNING
         turn.started_at = self._clock.now()
         turn.started_time = self._clock.monotonic()
@@ -139,6 +146,7 @@ class Ledger:
             accounting=accounting or Accounting(),
             duration_ms=_ms(now - turn.accepted_time),
             queued_ms=_ms(started - turn.accepted_time),
+            spawn_ms=_ms(turn.spawn_s),
             first_text_ms=None if first_text is None else _ms(first_text - turn.accepted_time),
         )
         return turn.result

@@ -578,6 +578,17 @@ async def test_there_are_never_more_sessions_or_processes_than_allowed() -> None
 
 
 @virtual()
+async def test_waiting_for_a_process_and_for_other_turns_are_told_apart() -> None:
+    agent = ScriptedAgent(by_prompt({"slow": SLOW}), start=Start(delay_s=2.0))
+    async with supervising(agent) as supervisor:
+        session = await supervisor.start()
+        await asyncio.sleep(0.5)
+        turns = [await session.query("slow") for _ in range(2)]
+        waits = [(end.spawn_ms, end.queued_ms) for end in [await turn.wait() for turn in turns]]
+    assert waits == [(1500, 1500), (1500, 5500)]
+
+
+@virtual()
 async def test_few_processes_come_up_at_the_same_time() -> None:
     agent = ScriptedAgent(start=Start(delay_s=1.0))
     async with supervising(agent, max_starting=2) as supervisor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
@@ -195,12 +195,13 @@ def test_an_answer_that_comes_whole_after_a_broken_stream_replaces_what_was_stre
 
 
 def test_an_interrupted_text_stays() -> None:
-    told = story("interrupted_text")
-    *_, block, end = told
-    streamed = "".join(text for kind, text in told[1:-2])  # type: ignore[misc]
-    assert block == ("TextBlock", streamed)
-    assert end == ("interrupted", A)
-    assert end_of("interrupted_text").failure is None
+    messages = translated(recorded("interrupted_text"))
+    streamed = "".join(one.text for one in messages if isinstance(one, TextDelta))
+    assert streamed
+    assert messages[-2] == TextBlock(streamed)
+    end = messages[-1]
+    assert isinstance(end, TurnEnded)
+    assert (end.prompt_ids, end.interrupted, end.failure) == ((A,), True, None)
 
 
 def test_an_interrupted_tool_has_a_result() -> None:
@@ -391,6 +392,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_no_frame_whatever_is_in_it_breaks_the_translation(data: st.DataObject) -> None:
     """A real recording in which any value of any frame may be anything."""
