@@ -1,8 +1,9 @@
 """One session as an actor: one task, one mailbox, at most one agent process.
 
 Everything that happens to a session reaches its actor as one of four things, which it serves
-one at a time and in this order: a control message, a signal from its process, a new query, a
-deadline. Then it hands the next queued turn over, if the agent is at rest, and sleeps.
+one at a time: a control message, at once; then what its process has said until now, new queries,
+and deadlines, in this order, so that none can starve another. Then it hands the next queued turn
+over, if the agent is at rest, and sleeps.
 
 The rules, which the tests check against a small model:
 
@@ -10,9 +11,11 @@ The rules, which the tests check against a small model:
 2. It never waits for the process, a reader or a caller; only for the store. What takes long
    runs in child tasks of its incarnation, which post what comes of it.
 3. What an incarnation says after it was given up is not heard.
-4. At most one prompt is with the agent at a time.
+4. At most one prompt is with the agent at a time. A turn that was given up is still with it
+   until it says so, or is gone.
 5. A turn's end is in the log before anybody is told of it.
-6. The next process is not started before the last one is gone.
+6. The next process is not started before the last one is gone, and the session does not end
+   before its process has, whatever goes wrong.
 """
 
 from __future__ import annotations
@@ -59,7 +62,16 @@ from session_supervisor.errors import (
     SessionFailed,
     TurnNotFound,
 )
-from session_supervisor.incarnation import Down, Faulty, Incarnation, Probed, Said, Signal, Up
+from session_supervisor.incarnation import (
+    ENDED,
+    Down,
+    Faulty,
+    Incarnation,
+    Probed,
+    Said,
+    Signal,
+    Up,
+)
 from session_supervisor.lifecycle import State, Trigger, advance
 from session_supervisor.messages import (
     Accepted,
@@ -75,9 +87,13 @@ from session_supervisor.messages import (
     Query,
 )
 from session_supervisor.results import Accounting, Origin, Outcome
+from session_supervisor.shielding import to_the_end
 from session_supervisor.spec import SessionKind
 from session_supervisor.timers import Timers
 from session_supervisor.turns import Turn
+
+CHECKPOINT_EVENTS = 256
+"""Published events after which they are stored, though no block has ended."""
 
 
 class Timer(StrEnum):
@@ -99,6 +115,25 @@ class TurnDeadline:
 
     def __str__(self) -> str:
         return "turn_timeout"
+
+
+SIGNALS_AT_ONCE = 64
+"""Signals that are served before queries and deadlines have their turn."""
+
+
+@dataclass(slots=True, eq=False)
+class Interruption:
+    """An interrupt that waits for turns to end.
+
+    Attributes:
+        message: To be answered then.
+        running: The turns that it is for.
+        withdrawn: Queued turns that it took out.
+    """
+
+    message: Interrupt
+    running: tuple[Turn, ...]
+    withdrawn: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +162,7 @@ class Actor:
         config: Limits and policies.
         starting: Held while a process comes up, so that few do at the same time.
         on_restart: Called for each crash that is followed by a restart.
-        on_failed: Called when the session gives up: it will need no process again.
+        on_failed: Called when the session has given up and has no process any more.
     """
 
     def __init__(
@@ -154,8 +189,7 @@ class Actor:
         self._timers = Timers()
         self._signals: deque[Signal] = deque()
         self._queued: dict[str, Turn] = {}
-        self._interrupts: list[Interrupt] = []
-        self._interrupted: list[str] = []
+        self._interrupts: list[Interruption] = []
         self._closes: list[Close] = []
         self._close_reason: CloseReason | None = None
         self._finished = False
@@ -167,8 +201,12 @@ class Actor:
         """The user's turn that is with the agent."""
         self._alone: Turn | None = None
         """The turn that the agent began by itself and is busy with."""
-        self._lingering = False
-        """The agent is still busy with a turn that has had its end."""
+        self._owed: set[str] = set()
+        """Prompts with the agent whose turns have had their end."""
+        self._owes_own = False
+        """Whether the agent is busy with a turn of its own that has had its end."""
+        self._answering: tuple[str, ...] = ()
+        """The prompts of the turn that the agent is in."""
         self._tools: dict[str, str] = {}
         self._model_cause = "no_first_byte"
         self._background = 0
@@ -183,30 +221,46 @@ class Actor:
             ExceptionGroup: The store failed, or this has a bug. No process is left.
         """
         async with asyncio.TaskGroup() as self._tasks:
-            self._start_process()
-            await self._serve()
-            while not self._closed:
-                upcoming = self._timers.next()
-                await self._core.wakeup.wait(None if upcoming is None else upcoming[1])
+            try:
+                self._start_process()
                 await self._serve()
+                while not self._closed:
+                    upcoming = self._timers.next()
+                    await self._core.wakeup.wait(None if upcoming is None else upcoming[1])
+                    await self._serve()
+            except BaseException:
+                # Leaving the group would cancel the task that stops the process.
+                if self._incarnation is not None:
+                    self._incarnation.give_up()
+                    await to_the_end(_wait(self._incarnation.gone))
+                raise
 
     # -- serving -------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Serve everything there is, the most urgent first."""
-        while not self._closed:
-            if (control := self._mailbox.next_control()) is not None:
-                await self._on_control(control)
-            elif self._signals:
-                await self._on_signal(self._signals.popleft())
-            elif (query := self._mailbox.acknowledge()) is not None:
-                await self._accept(query)
-            elif (timer := self._timers.pop_due(self._now())) is not None:
-                await self._on_timer(timer)
-            elif self._finished and self._core.state is not State.CLOSING:
-                await self._shut_down(CloseReason.FINISHED)
-            elif self._core.state is not State.IDLE or not await self._hand_over():
-                return
+        """Serve everything there is."""
+        while not self._closed and await self._serve_some():
+            pass
+
+    async def _serve_some(self) -> bool:
+        """Serve what is here now; return whether there may be more."""
+        for _ in range(min(len(self._signals), SIGNALS_AT_ONCE)):
+            await self._serve_control()
+            await self._on_signal(self._signals.popleft())
+        await self._serve_control()
+        await self._accept_all()
+        while (timer := self._timers.pop_due(self._now())) is not None:
+            await self._on_timer(timer)
+        if self._finished and self._core.state is not State.CLOSING and not self._closed:
+            await self._shut_down(CloseReason.FINISHED)
+        if self._core.state is State.IDLE and await self._hand_over():
+            return True
+        self._watch_idleness()
+        return bool(self._signals or self._mailbox.waiting_control or self._mailbox.has_new_work)
+
+    async def _serve_control(self) -> None:
+        while (control := self._mailbox.next_control()) is not None:
+            await self._on_control(control)
 
     async def _on_control(self, message: Control) -> None:
         match message:
@@ -229,7 +283,6 @@ class Actor:
                 case Up():
                     self._up_at = self._now()
                     self._advance(Trigger.STARTED)
-                    self._rearm_idle()
                 case Probed():
                     self._probing = False
                     self._watch_silence()
@@ -293,6 +346,7 @@ class Actor:
         return True
 
     async def _accept_all(self) -> None:
+        """Enter every query that was offered and is not in the ledger yet."""
         while (query := self._mailbox.acknowledge()) is not None:
             await self._accept(query)
 
@@ -314,8 +368,8 @@ class Actor:
         )
         if turn_id in self._queued:
             await self._withdraw(turn_id, Outcome.FAILED, failure)
-        else:
-            await self._abandon(failure)
+        elif self._handed is not None and self._handed.turn_id == turn_id:
+            await self._abandon(failure, self._handed)
 
     # -- what the agent says ---------------------------------------------------------------
 
@@ -327,7 +381,6 @@ class Actor:
                 self._core.agent_session_id = message.agent_session_id
             case BackgroundWork():
                 self._background = message.pending
-                self._rearm_idle()
             case TurnBegan():
                 await self._on_turn_began(message)
             case TurnEnded():
@@ -336,10 +389,12 @@ class Actor:
                 pass
             case ToolStarted() | ToolFinished() if message.parent_tool_use_id is not None:
                 await self._on_subagent(message)
-            case _ if self._lingering:
-                pass
             case _:
-                await self._on_content(message, await self._speaker())
+                turn = self._speaker()
+                if turn is not None:
+                    await self._on_content(message, turn)
+        if self._log.unstored >= CHECKPOINT_EVENTS:
+            await self._log.commit()
 
     async def _on_content(
         self,
@@ -401,23 +456,20 @@ class Actor:
             self._core.has_context = True
             self._log.publish(events.Text(content=correction.content), turn.turn_id)
 
-    async def _speaker(self) -> Turn:
-        """Return the turn that content belongs to, and begin one if there is none."""
+    def _speaker(self) -> Turn | None:
+        """Return the turn that content belongs to; None where that has had its end."""
         if self._alone is not None:
             return self._alone
-        if self._handed is not None:
-            return self._handed
-        return await self._begin_alone()
+        if self._owes_own or not self._owed.isdisjoint(self._answering):
+            return None
+        return self._handed
 
     async def _on_turn_began(self, message: TurnBegan) -> None:
-        if not message.prompt_ids:
-            if self._alone is None and not self._lingering:
-                await self._begin_alone()
-        elif self._handed is not None and self._core.state is State.INTERRUPTING:
-            # The interrupt hit a turn of the agent's own, in front of the one it was meant for.
-            self._live().interrupt()
+        self._answering = message.prompt_ids
+        if not message.prompt_ids and self._alone is None:
+            await self._begin_alone()
 
-    async def _begin_alone(self) -> Turn:
+    async def _begin_alone(self) -> None:
         """Enter a turn that the agent began by itself."""
         turn_id = str(uuid4())
         self._alone = turn = self._ledger.accept(
@@ -437,9 +489,9 @@ class Actor:
                     code=FailureCode.AGENT_TURN_LIMIT,
                     message=f"The agent began {self._agent_turns} turns in a row by itself, more "
                     "than it may. Query the session to let it go on.",
-                )
+                ),
+                turn,
             )
-        return turn
 
     async def _on_turn_ended(self, message: TurnEnded) -> None:
         accounting = Accounting(
@@ -457,7 +509,9 @@ class Actor:
             outcome = Outcome.COMPLETED
             self._core.has_context = True
         self._tools.clear()
-        self._lingering = False
+        self._answering = ()
+        self._owed.difference_update(message.prompt_ids)
+        self._owes_own = False
         alone, handed = self._alone, self._handed
         answered = handed is not None and handed.turn_id in message.prompt_ids
         if alone is not None:
@@ -469,22 +523,22 @@ class Actor:
         if handed is not None and answered:
             self._handed = None
             await self._end(handed, outcome, message.failure, accounting)
-        if self._handed is None:
-            await self._rest()
-        else:
+        if self._handed is not None:
             self._expect_model()
+        elif self._owed:
+            # What was given up before the agent came to it must not run now.
+            self._get_off()
+        else:
+            await self._rest()
 
     async def _rest(self) -> None:
         """The agent is done and waits for the next prompt."""
         self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT)
-        self._settle_interrupts(
-            InterruptOutcome.INTERRUPTED if self._interrupted else InterruptOutcome.NOTHING_RUNNING
-        )
+        self._live().let_go()
         if self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
         elif self._core.state is not State.IDLE:
             self._advance(Trigger.TURN_ENDED)
-            self._rearm_idle()
 
     # -- ends ----------------------------------------------------------------------------
 
@@ -494,8 +548,18 @@ class Actor:
         outcome: Outcome,
         failure: Failure | None = None,
         accounting: Accounting | None = None,
+        *,
+        forced: bool = False,
     ) -> None:
-        """Give a turn its end: into the ledger, then the log, then to whoever waits for it."""
+        """Give a turn its end: into the ledger, then the log, then to whoever waits for it.
+
+        Args:
+            turn: Which.
+            outcome: How it ended.
+            failure: Why there is no answer, if there is none.
+            accounting: What it took, where the agent has said so.
+            forced: Whether it ended with its process.
+        """
         self._timers.clear(TurnDeadline(turn.turn_id))
         result = self._ledger.end(turn, outcome, failure=failure, accounting=accounting)
         spent = result.accounting
@@ -514,38 +578,50 @@ class Actor:
                 )
             )
         drafts.append((events.end_of(result), turn.turn_id))
-        await self._log.commit(*drafts)
-        self._ledger.announce(turn)
-        if outcome is Outcome.INTERRUPTED:
-            self._interrupted.append(turn.turn_id)
+        *_, end = await self._log.commit(*drafts)
+        self._ledger.announce(turn, end)
+        self._settle_interrupts(forced=forced)
         if self._core.kind is SessionKind.ONEOFF and turn.origin is Origin.USER:
             self._finished = True
 
-    async def _end_running(self, outcome: Outcome, failure: Failure | None = None) -> None:
-        """End every turn that is with the agent, which may not have noticed."""
+    async def _give_up_turn(
+        self, turn: Turn, outcome: Outcome, failure: Failure | None = None, *, forced: bool = False
+    ) -> None:
+        """End a turn that is with the agent, which may not have noticed."""
+        if turn is self._alone:
+            self._alone, self._owes_own = None, True
+        else:
+            self._handed = None
+            self._owed.add(turn.turn_id)
+        await self._end(turn, outcome, failure, forced=forced)
+
+    async def _give_up_turns(
+        self, outcome: Outcome, failure: Failure | None = None, *, forced: bool = False
+    ) -> None:
         for turn in (self._alone, self._handed):
             if turn is not None:
-                self._lingering = True
-                await self._end(turn, outcome, failure)
-        self._alone = self._handed = None
-        self._tools.clear()
-        self._timers.clear(Timer.MODEL)
+                await self._give_up_turn(turn, outcome, failure, forced=forced)
 
-    async def _abandon(self, failure: Failure) -> None:
-        """End the running turn now, and get the agent off it in bounded time."""
-        both = self._alone is not None and self._handed is not None
-        await self._end_running(Outcome.FAILED, failure)
-        if self._core.state is State.DRAINING:
+    async def _abandon(self, failure: Failure, *turns: Turn) -> None:
+        """End running turns now, and get the agent off them in bounded time."""
+        for turn in turns:
+            await self._give_up_turn(turn, Outcome.FAILED, failure)
+        if self._alone is not None or self._handed is not None:
+            # The agent is in another one, and is told when it comes to this.
+            self._expect_model()
+        elif self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
-            return
+        else:
+            self._get_off()
+
+    def _get_off(self) -> None:
+        """Tell the agent to stop what it does, and see to it that it will."""
+        self._timers.clear(Timer.MODEL)
         if self._core.state is State.RUNNING:
             self._advance(Trigger.INTERRUPT)
+        if not self._timers.is_set(Timer.INTERRUPT):
             self._timers.set(Timer.INTERRUPT, self._now() + self._watchdogs.interrupt_s)
-            if not both:
-                self._live().interrupt()
-        if both:
-            # An interrupt would stop the agent's own turn, and then the other would run.
-            await self._escalate()
+            self._live().interrupt()
 
     async def _stalled(self) -> None:
         limit = (
@@ -553,64 +629,72 @@ class Actor:
             if self._model_cause == "no_first_byte"
             else self._watchdogs.progress_s
         )
-        await self._abandon(
-            Failure(
-                code=FailureCode.STALLED,
-                message=f"The model said nothing for {limit:g} s, so the turn was given up.",
-                retryable=True,
-                cause=self._model_cause,
-            )
+        failure = Failure(
+            code=FailureCode.STALLED,
+            message=f"The model said nothing for {limit:g} s, so the turn was given up.",
+            retryable=True,
+            cause=self._model_cause,
         )
+        # One that waits behind a turn of the agent's own has heard nothing for as long.
+        await self._abandon(failure, *self._running)
 
     # -- interrupt -------------------------------------------------------------------------
 
     async def _on_interrupt(self, message: Interrupt) -> None:
         await self._accept_all()
         wanted = message.turn_id
-        running = [turn.turn_id for turn in (self._alone, self._handed) if turn is not None]
+        running = self._running
         withdraw: list[str] = list(self._queued) if message.queued else []
-        if wanted is not None and wanted in self._queued:
-            withdraw = [wanted]
-        elif wanted is None and not running and not withdraw and not self._lingering:
-            # Nothing is in front of the next turn but the start of a process: to its caller
-            # it is the one that runs.
-            withdraw = list(self._queued)[:1]
-        elif wanted is not None and wanted not in running:
+        if wanted is not None:
             try:
-                self._ledger.get(wanted)
+                turn = self._ledger.get(wanted)
             except TurnNotFound as error:
                 message.reply.refuse(error)
                 return
+            running = tuple(each for each in running if each is turn)
+            if wanted in self._queued:
+                withdraw = [wanted]
+        elif not running and not withdraw and not self._owed and not self._owes_own:
+            # Nothing is in front of the next turn but the start of a process: to its caller
+            # it is the one that runs.
+            withdraw = list(self._queued)[:1]
         for turn_id in withdraw:
             await self._withdraw(turn_id, Outcome.INTERRUPTED, None)
-        if not running or (wanted is not None and wanted not in running):
-            outcome = InterruptOutcome.INTERRUPTED if withdraw else InterruptOutcome.NOTHING_RUNNING
-            if not self._interrupts:
-                self._interrupted.clear()
-            message.reply.settle(Interrupted(outcome=outcome, turn_ids=tuple(withdraw)))
-            return
-        self._interrupts.append(message)
-        if len(self._interrupts) == 1:
-            if self._core.state is State.RUNNING:
-                self._advance(Trigger.INTERRUPT)
-            self._timers.set(Timer.INTERRUPT, self._now() + self._watchdogs.interrupt_s)
-            self._live().interrupt()
+        self._interrupts.append(Interruption(message, running, tuple(withdraw)))
+        if running:
+            self._get_off()
+        else:
+            self._settle_interrupts()
+
+    def _settle_interrupts(self, *, forced: bool = False) -> None:
+        """Answer the interrupts whose turns have all ended."""
+        waiting: list[Interruption] = []
+        for interrupt in self._interrupts:
+            if not all(turn.announced.is_set() for turn in interrupt.running):
+                waiting.append(interrupt)
+                continue
+            turn_ids = interrupt.withdrawn + tuple(
+                turn.turn_id
+                for turn in interrupt.running
+                if turn.result is not None and turn.result.outcome is Outcome.INTERRUPTED
+            )
+            if forced:
+                outcome = InterruptOutcome.ESCALATED
+            elif turn_ids:
+                outcome = InterruptOutcome.INTERRUPTED
+            else:
+                outcome = InterruptOutcome.NOTHING_RUNNING
+            interrupt.message.reply.settle(Interrupted(outcome=outcome, turn_ids=turn_ids))
+        self._interrupts = waiting
 
     async def _escalate(self) -> None:
         """The agent did not come to rest in time: end its process, and resume with another."""
-        await self._end_running(Outcome.INTERRUPTED)
-        self._settle_interrupts(InterruptOutcome.ESCALATED)
+        await self._give_up_turns(Outcome.INTERRUPTED, forced=True)
         if self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
         else:
             self._forget_agent()
             self._live().give_up()
-
-    def _settle_interrupts(self, outcome: InterruptOutcome) -> None:
-        ended, self._interrupted = tuple(self._interrupted), []
-        waiting, self._interrupts = self._interrupts, []
-        for message in waiting:
-            message.reply.settle(Interrupted(outcome=outcome, turn_ids=ended))
 
     # -- process ---------------------------------------------------------------------------
 
@@ -651,13 +735,16 @@ class Actor:
         elif state is State.INTERRUPTING and given_up:
             self._advance(Trigger.STOPPED)
             self._start_process()
-        elif state is not State.FAILED:
+        elif state is State.FAILED:
+            self._on_failed()
+        else:
             await self._not_there(signal)
 
     async def _not_there(self, signal: Down) -> None:
         """The process went away by itself, or did not come up."""
         error = signal.error
-        if isinstance(error, ResumeNotFound) and not self._core.has_context:
+        resumed = self._core.agent_session_id is not None
+        if isinstance(error, ResumeNotFound) and resumed and not self._core.has_context:
             # It died before its first prompt was on record: there is nothing to resume.
             self._core.agent_session_id = None
             self._start_process()
@@ -666,7 +753,7 @@ class Actor:
         elif isinstance(error, AgentStartFailed):
             await self._crashed(str(error), FailureCode.START_FAILED)
         else:
-            await self._crashed(signal.exit.cause or "The agent's process ended by itself.")
+            await self._crashed(signal.exit.cause or ENDED)
 
     async def _crashed(self, cause: str, code: FailureCode = FailureCode.CRASHED) -> None:
         """Go on without the process: end what it had, and start another after a while."""
@@ -676,9 +763,9 @@ class Actor:
             message=f"{cause} What the turn did until then is done; ask again to go on.",
             retryable=True,
         )
-        await self._end_running(Outcome.LOST, lost)
-        self._settle_interrupts(InterruptOutcome.ESCALATED)
-        self._lingering = False
+        await self._give_up_turns(Outcome.LOST, lost, forced=True)
+        self._owed.clear()
+        self._owes_own = False
         if self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
             return
@@ -703,11 +790,12 @@ class Actor:
         core = self._core
         self._advance(Trigger.GAVE_UP)
         core.failure = cause
-        self._mailbox.shut_work(SessionFailed(core.session_id, cause))
+        self._mailbox.shut_work(lambda: SessionFailed(core.session_id, cause))
         failed_code = code if code is FailureCode.START_FAILED else FailureCode.SESSION_FAILED
         await self._withdraw_all(Outcome.FAILED, Failure(code=failed_code, message=cause))
         await self._log.commit((events.Status(state=core.state, reason=cause), None))
-        self._on_failed()
+        if self._incarnation is None:
+            self._on_failed()
 
     def _forget_agent(self) -> None:
         """Nothing of what a process was doing is true of the next one."""
@@ -716,7 +804,9 @@ class Actor:
         self._background = 0
         self._last_message = None
         self._probing = False
-        self._lingering = False
+        self._answering = ()
+        self._owed.clear()
+        self._owes_own = False
 
     # -- close -----------------------------------------------------------------------------
 
@@ -727,7 +817,7 @@ class Actor:
             return
         self._close_reason = self._close_reason or message.reason
         if message.grace_s > 0 and state in (State.RUNNING, State.DRAINING):
-            self._mailbox.shut_work(Draining())
+            self._mailbox.shut_work(Draining)
             await self._withdraw_all(Outcome.FAILED, self._end_of_session(message.reason))
             if state is State.RUNNING:
                 self._advance(Trigger.DRAIN)
@@ -739,15 +829,15 @@ class Actor:
         """End every turn, and stop the process."""
         self._close_reason = reason = self._close_reason or reason
         failure = self._end_of_session(reason)
+        session_id = self._core.session_id
         self._mailbox.shut_work(
-            Draining() if reason is CloseReason.DRAINED else SessionClosed(self._core.session_id)
+            Draining if reason is CloseReason.DRAINED else lambda: SessionClosed(session_id)
         )
         await self._withdraw_all(Outcome.FAILED, failure)
         if reason is CloseReason.DRAINED:
-            await self._end_running(Outcome.INTERRUPTED)
+            await self._give_up_turns(Outcome.INTERRUPTED)
         else:
-            await self._end_running(Outcome.FAILED, failure)
-        self._settle_interrupts(InterruptOutcome.INTERRUPTED)
+            await self._give_up_turns(Outcome.FAILED, failure)
         self._advance(Trigger.CLOSE)
         self._timers.clear(*Timer)
         if self._incarnation is None:
@@ -764,7 +854,7 @@ class Actor:
         self._log.close()
         for message in self._closes:
             message.reply.settle(core.closed)
-        self._mailbox.shut(SessionClosed(core.session_id))
+        self._mailbox.shut(lambda: SessionClosed(core.session_id))
 
     def _end_of_session(self, reason: CloseReason) -> Failure:
         if reason is CloseReason.DRAINED:
@@ -795,8 +885,13 @@ class Actor:
         return self._core.state is State.CLOSED
 
     @property
+    def _running(self) -> tuple[Turn, ...]:
+        """The turns that are with the agent and have not had their end."""
+        return tuple(turn for turn in (self._alone, self._handed) if turn is not None)
+
+    @property
     def _busy(self) -> bool:
-        return self._handed is not None or self._alone is not None or self._lingering
+        return bool(self._running or self._owed or self._owes_own)
 
     def _expect_model(self, after_s: float = 0.0) -> None:
         self._model_cause = "no_first_byte"
@@ -808,19 +903,19 @@ class Actor:
 
     def _watch_model(self, limit_s: float) -> None:
         # A running tool may take as long as it likes.
-        if not self._tools and not self._lingering:
+        if self._running and not self._tools:
             self._timers.set(Timer.MODEL, self._now() + limit_s)
 
     def _watch_silence(self) -> None:
         if self._busy and not self._probing:
             self._timers.set(Timer.SILENCE, self._now() + self._watchdogs.silence_s)
 
-    def _rearm_idle(self) -> None:
-        idle = self._core.state is State.IDLE and not self._background
-        if idle and self._config.idle_timeout_s is not None:
-            self._timers.set(Timer.IDLE, self._now() + self._config.idle_timeout_s)
-        else:
+    def _watch_idleness(self) -> None:
+        timeout_s = self._config.idle_timeout_s
+        if timeout_s is None or self._core.state is not State.IDLE or self._background:
             self._timers.clear(Timer.IDLE)
+        elif not self._timers.is_set(Timer.IDLE):
+            self._timers.set(Timer.IDLE, self._now() + timeout_s)
 
     def _inspection(self) -> Inspection:
         now = self._now()
@@ -860,6 +955,10 @@ class Actor:
                 return "background work"
             case State.IDLE | State.FAILED | State.CLOSED:
                 return None
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _tool_event(message: ToolStarted | ToolFinished) -> events.ToolUse | events.ToolResult:

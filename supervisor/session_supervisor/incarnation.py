@@ -7,6 +7,7 @@ It decides nothing. Once it is given up, all that still counts is that it is gon
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from session_supervisor.agents.port import (
 from session_supervisor.config import Watchdogs
 from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed
 from session_supervisor.spec import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Faulty:
-    """The process is there and cannot do what it must."""
+    """The process cannot do what it must, or says nothing any more; it may still be there."""
 
     incarnation: Incarnation
     cause: str
@@ -68,6 +71,8 @@ class Down:
     exit: Exit
     error: AgentError | None = None
 
+
+ENDED = "The agent's process ended by itself."
 
 Signal: TypeAlias = Up | Said | Probed | Faulty | Down
 """What an incarnation posts."""
@@ -109,7 +114,10 @@ class Incarnation:
         self._tasks = tasks
         self._process: AgentProcess | None = None
         self._errands: set[asyncio.Task[None]] = set()
+        self._sending: asyncio.Task[None] | None = None
+        self._interrupting: asyncio.Task[None] | None = None
         self.given_up = False
+        self.gone = asyncio.Event()
         self._life = tasks.create_task(self._live())
         # Not in the task itself: one that is cancelled before its first step never runs.
         self._life.add_done_callback(self._over)
@@ -121,11 +129,25 @@ class Incarnation:
 
     def send(self, prompt: Prompt) -> None:
         """Hand over a prompt; `Faulty` follows if that fails."""
-        self._errand(lambda process: process.send(prompt), "did not take a prompt")
+        self._sending = self._errand(lambda process: process.send(prompt), "did not take a prompt")
 
     def interrupt(self) -> None:
         """Ask for the running turn to stop; `Faulty` follows if that fails."""
-        self._errand(lambda process: process.interrupt(), "did not take an interrupt")
+        sending = self._sending
+
+        async def tell(process: AgentProcess) -> None:
+            # It ends what was sent before it, so it must not overtake a prompt in a full pipe.
+            if sending is not None:
+                await asyncio.wait({sending})
+            await process.interrupt()
+
+        self._interrupting = self._errand(tell, "did not take an interrupt")
+
+    def let_go(self) -> None:
+        """Interrupt no more: the turn that was meant has ended, and the next must not be hit."""
+        if self._interrupting is not None:
+            self._interrupting.cancel()
+            self._interrupting = None
 
     def probe(self) -> None:
         """Ask for a sign of life; `Probed` or `Faulty` follows within the time limit."""
@@ -135,7 +157,7 @@ class Incarnation:
                 await process.probe()
             self._post(Probed(self))
 
-        self._errand(ask, f"did not answer a probe within {self._watchdogs.probe_s:g} s")
+        _ = self._errand(ask, f"did not answer a probe within {self._watchdogs.probe_s:g} s")
 
     def give_up(self) -> None:
         """End the process; nothing that it says counts any more, and `Down` follows."""
@@ -145,10 +167,11 @@ class Incarnation:
         if self._process is None:
             self._life.cancel()
         else:
-            process = self._process
-            self._tasks.create_task(_until_stopped(process))
+            self._tasks.create_task(self._stop(self._process))
 
-    def _errand(self, do: Callable[[AgentProcess], Awaitable[None]], fault: str) -> None:
+    def _errand(
+        self, do: Callable[[AgentProcess], Awaitable[None]], fault: str
+    ) -> asyncio.Task[None]:
         process = self._process
         assert process is not None, "nothing can be asked of a process that is not up"
 
@@ -164,6 +187,7 @@ class Incarnation:
         errand = self._tasks.create_task(run())
         self._errands.add(errand)
         errand.add_done_callback(self._errands.discard)
+        return errand
 
     async def _live(self) -> Down:
         """Read the process from its start to its end, and say what that was."""
@@ -177,33 +201,44 @@ class Incarnation:
         self._process = process
         cause = ""
         try:
-            process.bind(self._binding)
-            self._post(Up(self))
-            async for message in process.messages():
-                self._post(Said(self, message))
+            # Given up while it started, and started all the same: it is stopped unheard.
+            if not self.given_up:
+                process.bind(self._binding)
+                self._post(Up(self))
+                async for message in process.messages():
+                    self._post(Said(self, message))
         except Exception as error:  # contains the adapter's failure: it is a crash
             cause = f"The agent could not be read: {error!r}"
-        finally:
-            ended = await process.stop()
+        # Said before it is stopped, which may take long: nothing more may be handed to it.
+        known = process.exit
+        self._post(Faulty(self, cause or (known.cause if known else "") or ENDED))
+        ended = await self._stop(process)
         return Down(self, replace(ended, cause=cause) if cause else ended)
+
+    async def _stop(self, process: AgentProcess) -> Exit:
+        try:
+            return await process.stop()
+        except Exception as error:  # contains the adapter's failure, which stops nobody else
+            logger.exception("an agent process could not be stopped (pid %s)", process.pid)
+            return Exit(cause=f"The agent could not be stopped: {error!r}")
 
     def _over(self, life: asyncio.Task[Down]) -> None:
         for errand in self._errands:
             errand.cancel()
         given_up = Down(self, Exit(cause="given up before it was up"))
+        self.gone.set()
         self._post(given_up if life.cancelled() else life.result())
 
     async def _start(self) -> AgentProcess:
         limit = self._watchdogs.start_s
         async with self._starting:
+            time_limit = asyncio.timeout(limit)
             try:
-                async with asyncio.timeout(limit):
+                async with time_limit:
                     return await self._agent.spawn(self._fingerprint, resume=self._resume)
-            except TimeoutError:
+            except TimeoutError as error:
+                if not time_limit.expired():
+                    raise AgentStartFailed(f"The agent did not start: {error!r}") from error
                 raise AgentStartFailed(
                     f"The agent was not ready within {limit:g} s. The machine may be overloaded."
                 ) from None
-
-
-async def _until_stopped(process: AgentProcess) -> None:
-    await process.stop()

@@ -52,6 +52,11 @@ class EventLog:
         return self._last_seq
 
     @property
+    def unstored(self) -> int:
+        """Events that were published and wait to be stored."""
+        return len(self._unstored)
+
+    @property
     def closed(self) -> bool:
         """Whether the last event is the last for ever."""
         return self._closed
@@ -103,11 +108,14 @@ class EventLog:
         first = self._recent.first_seq
         if first is None or after >= self._last_seq:
             return ()
-        if after + 1 < first:
-            older = await self._store.read(self._session_id, after=after, limit=limit)
-            if older:
-                return older
-        return self._recent.read(after=after, limit=limit)
+        if after + 1 >= first:
+            return self._recent.read(after=after, limit=limit)
+        if after < self._stored_seq:
+            stored = await self._store.read(self._session_id, after=after, limit=limit)
+            if stored:
+                return stored
+        unstored = [event for event in self._unstored if event.seq > after]
+        return unstored[:limit] or self._recent.read(after=after, limit=limit)
 
     async def changed(self) -> None:
         """Return when there are new events, or the log was closed, since this was called."""
@@ -158,11 +166,13 @@ class Cursor:
         """Wait until there is something to read and return it.
 
         Args:
-            limit: Most events to return.
+            limit: Most events to return, at least 1.
 
         Returns:
             Events in order; empty at the end of a closed log.
         """
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
         while not (events := await self.read_nowait(limit)):
             if self._log.closed:
                 return ()

@@ -133,8 +133,9 @@ class Mailbox(Generic[C, W]):
         self._work: deque[W] = deque()
         self._acknowledged = 0
         self._unanswered: dict[int, C | W] = {}
-        self._refuse_work: Refused | None = None
-        self._refuse_all: Refused | None = None
+        # Made anew for everybody: an exception that is raised twice drags both tracebacks along.
+        self._refuse_work: Callable[[], Refused] | None = None
+        self._refuse_all: Callable[[], Refused] | None = None
 
     @property
     def waiting_work(self) -> int:
@@ -147,20 +148,29 @@ class Mailbox(Generic[C, W]):
         return len(self._control)
 
     @property
+    def has_new_work(self) -> bool:
+        """Whether there is work that was not acknowledged."""
+        return self._acknowledged < len(self._work)
+
+    @property
     def unanswered(self) -> int:
         """Messages that were taken in and have no answer yet, wherever they are."""
         return len(self._unanswered)
 
-    def offer_control(self, message: C) -> None:
+    def offer_control(self, message: C, *, always: bool = False) -> None:
         """Put a message into the control lane.
+
+        Args:
+            message: What to put in.
+            always: Whether to take it though the lane is full.
 
         Raises:
             MailboxFull: The lane is full.
             Refused: The mailbox is shut; the error says why.
         """
         if self._refuse_all is not None:
-            raise self._refuse_all
-        if len(self._control) >= self._max_control:
+            raise self._refuse_all()
+        if len(self._control) >= self._max_control and not always:
             raise MailboxFull(self._max_control, lane="control")
         self._control.append(message)
         self._take_in(message)
@@ -174,7 +184,7 @@ class Mailbox(Generic[C, W]):
         """
         refusal = self._refuse_all or self._refuse_work
         if refusal is not None:
-            raise refusal
+            raise refusal()
         if len(self._work) >= self._max_work:
             raise MailboxFull(self._max_work)
         self._work.append(message)
@@ -216,18 +226,22 @@ class Mailbox(Generic[C, W]):
         """Return the acknowledged work messages, oldest first."""
         return iter([self._work[index] for index in range(self._acknowledged)])
 
-    def shut_work(self, reason: Refused) -> None:
-        """Refuse further work; what waits stays."""
+    def waits(self, key: str) -> bool:
+        """Return whether a message with this id is in the work lane."""
+        return any(message.key == key for message in self._work)
+
+    def shut_work(self, reason: Callable[[], Refused]) -> None:
+        """Refuse further work with what `reason` makes; what waits stays."""
         self._refuse_work = reason
 
-    def shut(self, reason: Refused) -> None:
-        """Refuse everything from now on, and answer all that has no answer with `reason`."""
+    def shut(self, reason: Callable[[], Refused]) -> None:
+        """Refuse everything from now on, and answer so all that has no answer."""
         self._refuse_all = reason
         self._control.clear()
         self._work.clear()
         self._acknowledged = 0
         for message in list(self._unanswered.values()):
-            message.refuse(reason)
+            message.refuse(reason())
 
     def _take_in(self, message: C | W) -> None:
         def answered() -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from session_supervisor.core import SessionCore
 from session_supervisor.errors import Busy, InvalidSpec, SessionClosed, TurnFailed
-from session_supervisor.events import Event
+from session_supervisor.events import Event, Gap
 from session_supervisor.lifecycle import ACTIVE, State
 from session_supervisor.log import Cursor
 from session_supervisor.messages import (
@@ -108,15 +108,18 @@ class TurnHandle:
         return self._core.log.cursor(self._turn.first_seq - 1)
 
     def __aiter__(self) -> TurnEvents:
-        return TurnEvents(self.cursor(), self.turn_id)
+        return TurnEvents(self.cursor(), self._turn)
 
 
 class TurnEvents:
-    """The events of one turn, out of its session's log, up to its terminal event."""
+    """The events of one turn, out of its session's log, up to its terminal event.
 
-    def __init__(self, cursor: Cursor, turn_id: str) -> None:
+    A `Gap` stands for events that retention has dropped, whosever they were.
+    """
+
+    def __init__(self, cursor: Cursor, turn: Turn) -> None:
         self._cursor = cursor
-        self._turn_id = turn_id
+        self._turn = turn
         self._ended = False
 
     def __aiter__(self) -> Self:
@@ -125,9 +128,16 @@ class TurnEvents:
     async def __anext__(self) -> Event:
         while not self._ended:
             event = await anext(self._cursor)
-            if event.turn_id == self._turn_id:
+            if event.turn_id == self._turn.turn_id:
                 self._ended = event.is_terminal
                 return event
+            if isinstance(event.body, Gap):
+                return event
+            end = self._turn.end
+            if end is not None and event.seq > end.seq:
+                # It is among what is gone, and nobody may wait for it in vain.
+                self._ended = True
+                return end
         raise StopAsyncIteration
 
 
@@ -186,7 +196,8 @@ class Session:
             queue: Whether to wait behind other turns; otherwise `Busy` is raised.
 
         Raises:
-            InvalidSpec: The prompt is empty, or the time limit is not positive.
+            InvalidSpec: The prompt is empty, the time limit is not positive, or the turn's id
+                was used before.
             Busy: A turn runs or waits, and `queue` is False.
             MailboxFull: Too many queries wait already.
             SessionClosed: The session has ended.
@@ -198,6 +209,8 @@ class Session:
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidSpec("timeout_s", "must be greater than 0")
         core = self._core
+        if turn_id is not None and (core.ledger.knows(turn_id) or core.mailbox.waits(turn_id)):
+            raise InvalidSpec("turn_id", f"{turn_id!r} was used before in this session")
         if not queue and (core.mailbox.waiting_work or core.ledger.open()):
             raise Busy("The session is busy with another turn. Wait for its end, or interrupt it.")
         message = Query(
@@ -240,7 +253,7 @@ class Session:
         """End the session; returns when its process is gone. Closing again does no harm."""
         message = Close()
         try:
-            self._core.mailbox.offer_control(message)
+            self._core.mailbox.offer_control(message, always=True)
             await message.reply.wait()
         except SessionClosed:
             pass

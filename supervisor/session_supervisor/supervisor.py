@@ -1,8 +1,8 @@
 """All sessions: start, find, admit, drain, look at.
 
-The supervisor owns the task of every actor. An actor contains the failures of its agent by
-itself; what it cannot contain, a bug of ours or a failing store, ends its session and
-nothing else.
+The supervisor owns the task of every actor, and outwaits them all when it is left. An actor
+contains the failures of its agent by itself; what it cannot contain, a bug of ours or a failing
+store, ends its session and nothing else.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sys
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
-
-import anyio
 
 from session_supervisor import events
 from session_supervisor.actor import Actor, Restarted
@@ -45,6 +42,7 @@ from session_supervisor.monitors import Down, Monitor, Notice
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
 from session_supervisor.session import Session, SessionSnapshot, TurnHandle
+from session_supervisor.shielding import to_the_end
 from session_supervisor.spec import LOCAL_OWNER, SessionKind, SessionSpec
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
@@ -81,7 +79,7 @@ class _Entry:
     core: SessionCore
     session: Session
     private_cwd: Path | None
-    holds_process: bool = True
+    counts: bool = True
     forget: asyncio.TimerHandle | None = None
 
 
@@ -122,7 +120,8 @@ class Supervisor:
         self._conversations = 0
         self._open = False
         self._draining = False
-        self._tasks: asyncio.TaskGroup
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._admissions: set[asyncio.Future[None]] = set()
 
     @property
     def config(self) -> SupervisorConfig:
@@ -130,7 +129,6 @@ class Supervisor:
         return self._config
 
     async def __aenter__(self) -> Self:
-        self._tasks = await asyncio.TaskGroup().__aenter__()
         self._open = True
         return self
 
@@ -140,23 +138,22 @@ class Supervisor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Cancelling the embedder must not leave a process behind, so none of this is cancelled.
-        # A second cancellation by asyncio's own means gets through: the task group then cancels
-        # the actors, which stop their processes all the same.
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.drain(0.0)
-            finally:
-                self._open = False
-                await self._tasks.__aexit__(*sys.exc_info())
-            for monitor in self._monitors:
-                monitor.close()
-            for entry in self._entries.values():
-                if entry.forget is not None:
-                    entry.forget.cancel()
-                await self._release(entry)
-            await self._store.aclose()
-            await self._workspaces.aclose()
+        # Cancelling the embedder must leave neither a process nor anybody without an answer.
+        await to_the_end(self._shut_down())
+
+    async def _shut_down(self) -> None:
+        await self.drain(0.0)
+        self._open = False
+        while under_way := self._tasks | self._admissions:
+            await asyncio.wait(under_way)
+        for monitor in self._monitors:
+            monitor.close()
+        for entry in tuple(self._entries.values()):
+            if entry.forget is not None:
+                entry.forget.cancel()
+            await self._release(entry)
+        await self._store.aclose()
+        await self._workspaces.aclose()
 
     # -- start and find ------------------------------------------------------------------
 
@@ -249,7 +246,7 @@ class Supervisor:
         session = self.get(session_id, owner=owner)
         entry = self._entries[session_id]
         closed = await session.close()
-        await self._forget(entry)
+        await to_the_end(self._forget(entry))
         return closed
 
     # -- look and listen -----------------------------------------------------------------
@@ -269,6 +266,8 @@ class Supervisor:
     async def monitor(self) -> AsyncGenerator[Monitor, None]:
         """Hear of sessions that go down or are restarted, while the context is open."""
         monitor = Monitor()
+        if not self._open:
+            monitor.close()
         self._monitors.add(monitor)
         try:
             yield monitor
@@ -288,14 +287,11 @@ class Supervisor:
         """
         self._draining = True
         for entry in tuple(self._entries.values()):
-            entry.core.mailbox.shut_work(Draining())
-            try:
-                entry.core.mailbox.offer_control(
-                    Close(reason=CloseReason.DRAINED, grace_s=budget_s)
-                )
-            except Refused:
-                # It has ended, or so many close messages wait that it surely will.
-                continue
+            entry.core.mailbox.shut_work(Draining)
+            message = Close(reason=CloseReason.DRAINED, grace_s=budget_s)
+            # One that has ended needs no telling.
+            with suppress(Refused):
+                entry.core.mailbox.offer_control(message, always=True)
         for entry in tuple(self._entries.values()):
             await entry.core.ended.wait()
 
@@ -304,8 +300,7 @@ class Supervisor:
     async def _admit(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
         if not self._open:
             raise RuntimeError("The supervisor is not open: use `async with Supervisor(...)`.")
-        if self._draining:
-            raise Draining()
+        self._refuse_when_draining()
         self._agent.check(spec)
         config = self._config
         conversation = kind is SessionKind.CONVERSATION
@@ -316,20 +311,45 @@ class Supervisor:
         # Counted before the first wait, so that many at once keep within the limits.
         self._live += 1
         self._conversations += conversation
+        admitted = asyncio.get_running_loop().create_future()
+        self._admissions.add(admitted)
         try:
-            entry = await self._make(spec, owner, kind)
+            return await self._admit_counted(spec, owner, kind)
         except BaseException:
             self._live -= 1
             self._conversations -= conversation
             raise
+        finally:
+            self._admissions.discard(admitted)
+            admitted.set_result(None)
+
+    async def _admit_counted(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
+        entry = await self._make(spec, owner, kind)
+        try:
+            self._refuse_when_draining()
+        except Draining:
+            await to_the_end(self._erase(entry))
+            raise
         self._entries[entry.core.session_id] = entry
-        self._tasks.create_task(self._run(entry), name=f"session {entry.core.session_id}")
+        self._own(self._run(entry), name=f"session {entry.core.session_id}")
         return entry
 
-    def _release_process(self, entry: _Entry) -> None:
-        if entry.holds_process:
-            entry.holds_process = False
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise Draining
+
+    def _own(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run what contains its own failures, and outwait it when the supervisor is left."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _vacate(self, entry: _Entry) -> None:
+        """Let others have the places that a session without a process had."""
+        if entry.counts:
+            entry.counts = False
             self._live -= 1
+            self._conversations -= entry.core.kind is SessionKind.CONVERSATION
 
     async def _make(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
         session_id = str(uuid4())
@@ -365,7 +385,9 @@ class Supervisor:
         core = entry.core
 
         def on_failed() -> None:
-            self._release_process(entry)
+            self._vacate(entry)
+            # It is as good as ended: it may be looked at for as long, and then goes.
+            self._keep_for_a_while(entry)
             self._tell(
                 Down(
                     session_id=core.session_id,
@@ -390,10 +412,10 @@ class Supervisor:
             await actor.run()
         except* Exception as errors:  # a bug of ours or a failing store: contained here
             logger.error("session %s ended by a fault", core.session_id, exc_info=errors)
-            await self._settle(core)
         finally:
-            self._release_process(entry)
-            self._conversations -= core.kind is SessionKind.CONVERSATION
+            if core.closed is None:
+                await self._settle(core)
+            self._vacate(entry)
             core.ended.set()
         self._tell(
             Down(
@@ -416,14 +438,15 @@ class Supervisor:
         core.closed = Closed(reason=CloseReason.FAULT)
         for turn in core.ledger.unannounced():
             result = turn.result or core.ledger.end(turn, Outcome.FAILED, failure=failure)
+            end = events.end_of(result)
             try:
-                await core.log.commit((events.end_of(result), turn.turn_id))
+                (event,) = await core.log.commit((end, turn.turn_id))
             except Exception:  # the store's failure may be why we are here
                 logger.exception("the end of turn %s could not be stored", turn.turn_id)
-                core.log.publish(events.end_of(result), turn.turn_id)
-            core.ledger.announce(turn)
+                event = core.log.publish(end, turn.turn_id)
+            core.ledger.announce(turn, event)
         core.log.close()
-        core.mailbox.shut(SessionClosed(core.session_id))
+        core.mailbox.shut(lambda: SessionClosed(core.session_id))
 
     def _tell(self, notice: Notice) -> None:
         for monitor in self._monitors:
@@ -433,27 +456,44 @@ class Supervisor:
         """Let a session that ended be read until retention ends."""
         retention = self._config.retention
         session_id = entry.core.session_id
-        if self._entries.get(session_id) is not entry or self._draining:
+        if session_id in self._ended or self._entries.get(session_id) is not entry:
             return
         loop = asyncio.get_running_loop()
-        entry.forget = loop.call_later(
-            retention.ended_s, lambda: self._tasks.create_task(self._forget(entry))
-        )
+        entry.forget = loop.call_later(retention.ended_s, self._forget_later, entry)
         self._ended[session_id] = None
         while len(self._ended) > retention.ended_sessions:
-            oldest = self._entries[next(iter(self._ended))]
-            self._ended.pop(oldest.core.session_id)
-            self._tasks.create_task(self._forget(oldest))
+            oldest, _ = self._ended.popitem(last=False)
+            self._forget_later(self._entries[oldest])
+
+    def _forget_later(self, entry: _Entry) -> None:
+        if self._open:
+            self._own(self._forget_quietly(entry), name=f"forget {entry.core.session_id}")
+
+    async def _forget_quietly(self, entry: _Entry) -> None:
+        try:
+            await entry.session.close()
+            await self._forget(entry)
+        except Exception:  # a store that fails to erase must not take the living with it
+            logger.exception("session %s could not be erased", entry.core.session_id)
 
     async def _forget(self, entry: _Entry) -> None:
+        """Erase a session that has ended.
+
+        Raises:
+            StoreError: What the store has of it is still there.
+        """
         session_id = entry.core.session_id
         if entry.forget is not None:
             entry.forget.cancel()
         self._ended.pop(session_id, None)
-        if self._entries.pop(session_id, None) is None:
-            return
-        await self._store.erase(session_id)
-        await self._release(entry)
+        if self._entries.pop(session_id, None) is not None:
+            await self._erase(entry)
+
+    async def _erase(self, entry: _Entry) -> None:
+        try:
+            await self._store.erase(entry.core.session_id)
+        finally:
+            await self._release(entry)
 
     async def _release(self, entry: _Entry) -> None:
         if entry.private_cwd is not None:

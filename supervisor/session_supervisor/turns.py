@@ -11,6 +11,7 @@ from session_supervisor.answer import Answer
 from session_supervisor.clock import Clock
 from session_supervisor.config import Retention
 from session_supervisor.errors import Failure, TurnNotFound
+from session_supervisor.events import Event
 from session_supervisor.results import (
     Accounting,
     Origin,
@@ -44,6 +45,7 @@ class Turn:
     first_text_time: float | None = None
     ended_at: datetime | None = None
     result: TurnResult | None = None
+    end: Event | None = None
     announced: asyncio.Event = field(default_factory=asyncio.Event)
 
     def record(self) -> TurnRecord:
@@ -151,8 +153,14 @@ class Ledger:
         )
         return turn.result
 
-    def announce(self, turn: Turn) -> None:
-        """Let everyone see the turn's end, which is in the log by now."""
+    def announce(self, turn: Turn, end: Event) -> None:
+        """Let everyone see the turn's end, which is in the log by now.
+
+        Args:
+            turn: Which.
+            end: Its terminal event.
+        """
+        turn.end = end
         turn.announced.set()
         weight = len(turn.prompt) + len(turn.answer.text)
         self._ended[turn.turn_id] = weight
@@ -179,6 +187,10 @@ class Ledger:
         cost = round(cost, 9)
         self.total_cost_usd = round(self.total_cost_usd + cost, 9)
         return cost
+
+    def knows(self, turn_id: str) -> bool:
+        """Return whether there is a turn with that id."""
+        return turn_id in self._turns
 
     def get(self, turn_id: str) -> Turn:
         """Return a turn.

@@ -45,13 +45,20 @@ class MailboxMachine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from([Interrupt, Inspect, Close]))
     def offer_control(self, kind: type[Control]) -> None:
         message = kind()
-        if len(self.model.control) == MAX_CONTROL:
+        if len(self.model.control) >= MAX_CONTROL:
             with pytest.raises(MailboxFull):
                 self.mailbox.offer_control(message)
         else:
             self.mailbox.offer_control(message)
             self.model.control.append(message)
             self.model.offers += 1
+
+    @rule()
+    def offer_always(self) -> None:
+        message = Close()
+        self.mailbox.offer_control(message, always=True)
+        self.model.control.append(message)
+        self.model.offers += 1
 
     @rule()
     def offer_work(self) -> None:
@@ -117,7 +124,7 @@ class MailboxMachine(RuleBasedStateMachine):
     @rule()
     def shut_work(self) -> None:
         self.work_shut = True
-        self.mailbox.shut_work(SessionFailed("x", "it crashed."))
+        self.mailbox.shut_work(lambda: SessionFailed("x", "it crashed."))
 
     @invariant()
     def it_holds_what_the_model_holds(self) -> None:
@@ -137,7 +144,7 @@ class MailboxMachine(RuleBasedStateMachine):
             *self.model.acknowledged,
             *self.model.outside,
         ]
-        self.mailbox.shut(SessionClosed("x"))
+        self.mailbox.shut(lambda: SessionClosed("x"))
         assert all(message.settled for message in everyone)
         assert self.mailbox.unanswered == 0
         for message in (Interrupt(), Close()):

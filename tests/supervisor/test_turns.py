@@ -5,9 +5,12 @@ import pytest
 from session_supervisor.clock import Clock
 from session_supervisor.config import Retention
 from session_supervisor.errors import TurnNotFound
+from session_supervisor.events import Event, Text
 from session_supervisor.results import Origin, Outcome, Phase
 from session_supervisor.turns import Ledger, SecondEnd, Turn
 from tests.support.virtual_time import virtual
+
+END = Event(1, "t", datetime(2026, 1, 1, tzinfo=UTC), Text(content=""))
 
 
 class Time:
@@ -41,7 +44,7 @@ async def test_an_end_is_seen_when_it_is_announced() -> None:
     book.end(turn, Outcome.COMPLETED)
     assert turn.record().phase is Phase.RUNNING
     assert turn.record().result is None
-    book.announce(turn)
+    book.announce(turn, END)
     assert turn.record().phase is Phase.ENDED
     assert turn.record().result == turn.result
 
@@ -61,7 +64,7 @@ async def test_the_oldest_ended_turns_are_forgotten_and_never_an_open_one() -> N
     for turn_id in ("a", "b", "c"):
         turn = accept(book, turn_id)
         book.end(turn, Outcome.COMPLETED)
-        book.announce(turn)
+        book.announce(turn, END)
     assert [record.turn_id for record in book.records()] == ["open", "b", "c"]
     assert book.open() == (open_turn,)
     with pytest.raises(TurnNotFound):
@@ -74,5 +77,5 @@ async def test_turns_are_forgotten_by_their_size_too() -> None:
     for turn_id in ("a", "b"):
         turn = accept(book, turn_id, prompt="x" * 80)
         book.end(turn, Outcome.COMPLETED)
-        book.announce(turn)
+        book.announce(turn, END)
     assert [record.turn_id for record in book.records()] == ["b"]
