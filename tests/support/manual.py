@@ -1,0 +1,117 @@
+"""An agent that a test drives by hand, message by message, and that may misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+from session_supervisor.agents.port import (
+    AgentMessage,
+    Binding,
+    Exit,
+    Fingerprint,
+    TextBlock,
+    TurnBegan,
+    TurnEnded,
+)
+from session_supervisor.errors import AgentGone
+from session_supervisor.spec import Prompt, SessionSpec
+
+
+class ManualProcess:
+    """One process of it."""
+
+    def __init__(self, agent: ManualAgent) -> None:
+        self._agent = agent
+        self._said: asyncio.Queue[AgentMessage | None] = asyncio.Queue()
+        self.exit: Exit | None = None
+        self.pid = None
+        self.sent: list[Prompt] = []
+        self.interrupts = 0
+        self.before_send: Callable[[], Awaitable[None]] | None = None
+
+    def bind(self, binding: Binding) -> None:
+        pass
+
+    async def messages(self) -> AsyncIterator[AgentMessage]:
+        while (message := await self._said.get()) is not None:
+            yield message
+
+    def say(self, *messages: AgentMessage) -> None:
+        for message in messages:
+            self._said.put_nowait(message)
+
+    def answer(self, turn_id: str, text: str, *, interrupted: bool = False) -> None:
+        """Say a whole turn."""
+        ids = (turn_id,)
+        self.say(
+            TurnBegan(prompt_ids=ids),
+            TextBlock(text),
+            TurnEnded(prompt_ids=ids, interrupted=interrupted),
+        )
+
+    def die(self) -> None:
+        self.exit = Exit(returncode=-9, cause="It was killed.")
+        self._said.put_nowait(None)
+
+    async def send(self, prompt: Prompt) -> None:
+        if self.before_send is not None:
+            await self.before_send()
+        self._refuse_the_dead()
+        self.sent.append(prompt)
+
+    async def interrupt(self) -> None:
+        self._refuse_the_dead()
+        self.interrupts += 1
+
+    async def probe(self) -> None:
+        self._refuse_the_dead()
+
+    async def stop(self) -> Exit:
+        if self._agent.stop_error is not None:
+            self.die()
+            raise self._agent.stop_error
+        await asyncio.sleep(self._agent.stop_s)
+        self.exit = self.exit or Exit(returncode=0, cause="It was stopped.")
+        self._said.put_nowait(None)
+        self._agent.stopped_at.append(asyncio.get_running_loop().time())
+        return self.exit
+
+    def _refuse_the_dead(self) -> None:
+        if self.exit is not None:
+            raise AgentGone("It has ended.")
+
+
+class ManualAgent:
+    """Starts them.
+
+    Attributes:
+        processes: Those that came up.
+        stop_s: Seconds that stopping takes.
+        stop_error: What stopping raises.
+        spawn_error: What starting raises.
+        spawn_s: Seconds that starting takes, however often it is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[ManualProcess] = []
+        self.stopped_at: list[float] = []
+        self.stop_s = 0.0
+        self.stop_error: Exception | None = None
+        self.spawn_error: Exception | None = None
+        self.spawn_s = 0.0
+
+    def check(self, spec: SessionSpec) -> None:
+        pass
+
+    async def spawn(self, fingerprint: Fingerprint, *, resume: str | None = None) -> ManualProcess:
+        if self.spawn_s:
+            # Against the contract, as a test of who relies on it.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(self.spawn_s)
+        if self.spawn_error is not None:
+            raise self.spawn_error
+        process = ManualProcess(self)
+        self.processes.append(process)
+        return process
