@@ -199,6 +199,8 @@ class Actor:
         self._last_exit: Exit | None = None
         self._handed: Turn | None = None
         """The user's turn that is with the agent."""
+        self._query: Query | None = None
+        """What was handed over last."""
         self._alone: Turn | None = None
         """The turn that the agent began by itself and is busy with."""
         self._owed: set[str] = set()
@@ -288,6 +290,10 @@ class Actor:
                     self._watch_silence()
                 case Faulty():
                     signal.incarnation.give_up()
+                    if self._handed is not None and not signal.incarnation.took(
+                        self._handed.turn_id
+                    ):
+                        self._put_back()
                     await self._crashed(signal.cause)
 
     async def _on_timer(self, timer: Hashable) -> None:
@@ -337,13 +343,23 @@ class Actor:
         turn = self._queued.pop(query.key)
         waited_from = max(turn.accepted_time, self._started_at)
         self._ledger.start(turn, spawn_s=max(0.0, self._up_at - waited_from))
-        self._handed, self._agent_turns = turn, 0
+        self._handed, self._query, self._agent_turns = turn, query, 0
         self._advance(Trigger.TURN_BEGAN)
         await self._log.commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
         self._live().send(query.prompt)
         self._expect_model()
         self._watch_silence()
         return True
+
+    def _put_back(self) -> None:
+        """Let the turn wait again that was handed over and not taken, in front of all others."""
+        turn, query = self._handed, self._query
+        assert turn is not None
+        assert query is not None
+        self._handed = None
+        self._ledger.put_back(turn)
+        self._mailbox.put_back(query)
+        self._queued = {turn.turn_id: turn, **self._queued}
 
     async def _accept_all(self) -> None:
         """Enter every query that was offered and is not in the ledger yet."""

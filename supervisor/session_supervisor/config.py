@@ -44,6 +44,7 @@ class Watchdogs:
         silence_s: Silence of the process after which it is probed.
         probe_s: For the answer to a probe.
         interrupt_s: From an interrupt until the turn has come to rest.
+        store_s: For the store to take events; a session cannot go on without it.
     """
 
     start_s: float = 60.0
@@ -52,13 +53,15 @@ class Watchdogs:
     silence_s: float = 10.0
     probe_s: float = 10.0
     interrupt_s: float = 5.0
+    store_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """How much of the past is kept.
 
-    What is dropped is always the oldest, and a reader that misses it is told.
+    What is dropped is always the oldest, and a reader that misses it is told. The bounds are
+    for each session; there is none on all together but that on their number.
 
     Attributes:
         events: Events of one session.

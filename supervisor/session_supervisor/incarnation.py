@@ -115,6 +115,7 @@ class Incarnation:
         self._process: AgentProcess | None = None
         self._errands: set[asyncio.Task[None]] = set()
         self._sending: asyncio.Task[None] | None = None
+        self._taken: str | None = None
         self._interrupting: asyncio.Task[None] | None = None
         self.given_up = False
         self.gone = asyncio.Event()
@@ -129,7 +130,16 @@ class Incarnation:
 
     def send(self, prompt: Prompt) -> None:
         """Hand over a prompt; `Faulty` follows if that fails."""
-        self._sending = self._errand(lambda process: process.send(prompt), "did not take a prompt")
+
+        async def hand(process: AgentProcess) -> None:
+            await process.send(prompt)
+            self._taken = prompt.prompt_id
+
+        self._sending = self._errand(hand, "did not take a prompt")
+
+    def took(self, prompt_id: str) -> bool:
+        """Return whether a prompt, the last that was handed over, was taken."""
+        return self._taken == prompt_id
 
     def interrupt(self) -> None:
         """Ask for the running turn to stop; `Faulty` follows if that fails."""
@@ -153,11 +163,21 @@ class Incarnation:
         """Ask for a sign of life; `Probed` or `Faulty` follows within the time limit."""
 
         async def ask(process: AgentProcess) -> None:
-            async with asyncio.timeout(self._watchdogs.probe_s):
-                await process.probe()
-            self._post(Probed(self))
+            time_limit = asyncio.timeout(self._watchdogs.probe_s)
+            try:
+                async with time_limit:
+                    await process.probe()
+            except TimeoutError:
+                if not time_limit.expired():
+                    raise
+                self._post(
+                    Faulty(self, f"The agent was silent for {silent_s:g} s, even to a probe.")
+                )
+            else:
+                self._post(Probed(self))
 
-        _ = self._errand(ask, f"did not answer a probe within {self._watchdogs.probe_s:g} s")
+        silent_s = self._watchdogs.silence_s + self._watchdogs.probe_s
+        _ = self._errand(ask, "refused a probe")
 
     def give_up(self) -> None:
         """End the process; nothing that it says counts any more, and `Down` follows."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Self, TypeAlias
 
 from session_supervisor.clock import Clock
+from session_supervisor.errors import StoreError
 from session_supervisor.events import Body, Event, Gap
 from session_supervisor.stores.port import Store
 from session_supervisor.window import Window
@@ -32,13 +33,17 @@ class EventLog:
         store: Where they are kept.
         fence: From `Store.acquire`.
         clock: Gives each event its time.
+        store_s: Seconds that the store may take.
     """
 
-    def __init__(self, session_id: str, store: Store, *, fence: int, clock: Clock) -> None:
+    def __init__(
+        self, session_id: str, store: Store, *, fence: int, clock: Clock, store_s: float = 30.0
+    ) -> None:
         self._session_id = session_id
         self._store = store
         self._fence = fence
         self._clock = clock
+        self._store_s = store_s
         self._recent = Window(max_events=RECENT_EVENTS, max_weight=RECENT_BYTES)
         self._unstored: list[Event] = []
         self._stored_seq = 0
@@ -87,12 +92,7 @@ class EventLog:
         )
         batch = [*self._unstored, *events]
         if batch:
-            await self._store.append(
-                self._session_id,
-                fence=self._fence,
-                expected_seq=self._stored_seq,
-                events=batch,
-            )
+            await self._append(batch)
             self._stored_seq = batch[-1].seq
             self._unstored.clear()
             self._show(events)
@@ -128,6 +128,24 @@ class EventLog:
             after: Number of the last event that the reader has had; 0 from the beginning.
         """
         return Cursor(self, after)
+
+    async def _append(self, batch: Sequence[Event]) -> None:
+        time_limit = asyncio.timeout(self._store_s)
+        try:
+            async with time_limit:
+                await self._store.append(
+                    self._session_id,
+                    fence=self._fence,
+                    expected_seq=self._stored_seq,
+                    events=batch,
+                )
+        except TimeoutError as error:
+            if not time_limit.expired():
+                raise
+            # Whether it has the events is not known, so nothing can follow them.
+            raise StoreError(
+                f"The store did not take events within {self._store_s:g} s. Is its disk well?"
+            ) from error
 
     def _number(self, seq: int, body: Body, turn_id: str | None) -> Event:
         return Event(seq, turn_id, self._clock.now(), body)

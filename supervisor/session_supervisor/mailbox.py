@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from session_supervisor.errors import MailboxFull, Refused
@@ -222,9 +222,10 @@ class Mailbox(Generic[C, W]):
                 return message
         return None
 
-    def queued(self) -> Iterator[W]:
-        """Return the acknowledged work messages, oldest first."""
-        return iter([self._work[index] for index in range(self._acknowledged)])
+    def put_back(self, message: W) -> None:
+        """Let a message that was taken wait again, in front of all others."""
+        self._work.appendleft(message)
+        self._acknowledged += 1
 
     def waits(self, key: str) -> bool:
         """Return whether a message with this id is in the work lane."""

@@ -59,6 +59,18 @@ class SessionSnapshot:
     total_cost_usd: float
 
 
+def check_query(prompt: str, timeout_s: float | None) -> None:
+    """Refuse what cannot be asked.
+
+    Raises:
+        InvalidSpec: The prompt is empty, or the time limit is not positive.
+    """
+    if not prompt.strip():
+        raise InvalidSpec("prompt", "must not be empty")
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidSpec("timeout_s", "must be greater than 0")
+
+
 class TurnHandle:
     """One turn.
 
@@ -204,10 +216,7 @@ class Session:
             SessionFailed: The session gave up on its agent.
             Draining: The supervisor is shutting down.
         """
-        if not prompt.strip():
-            raise InvalidSpec("prompt", "must not be empty")
-        if timeout_s is not None and not timeout_s > 0:
-            raise InvalidSpec("timeout_s", "must be greater than 0")
+        check_query(prompt, timeout_s)
         core = self._core
         if turn_id is not None and (core.ledger.knows(turn_id) or core.mailbox.waits(turn_id)):
             raise InvalidSpec("turn_id", f"{turn_id!r} was used before in this session")

@@ -41,7 +41,7 @@ from session_supervisor.messages import Close, Closed, CloseReason, Control, Que
 from session_supervisor.monitors import Down, Monitor, Notice
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
-from session_supervisor.session import Session, SessionSnapshot, TurnHandle
+from session_supervisor.session import Session, SessionSnapshot, TurnHandle, check_query
 from session_supervisor.shielding import to_the_end
 from session_supervisor.spec import LOCAL_OWNER, SessionKind, SessionSpec
 from session_supervisor.stores.memory import MemoryStore
@@ -197,6 +197,7 @@ class Supervisor:
             AtCapacity: There are as many processes as there may be.
             Draining: The supervisor is shutting down.
         """
+        check_query(prompt, timeout_s)
         entry = await self._admit(spec or SessionSpec(), owner, SessionKind.ONEOFF)
         try:
             return await entry.session.query(prompt, timeout_s=timeout_s)
@@ -372,7 +373,13 @@ class Supervisor:
                 max_work=config.max_queued, max_control=config.max_control, on_offer=wakeup.ring
             ),
             ledger=Ledger(session_id, clock=self._clock, retention=config.retention),
-            log=EventLog(session_id, self._store, fence=fence, clock=self._clock),
+            log=EventLog(
+                session_id,
+                self._store,
+                fence=fence,
+                clock=self._clock,
+                store_s=config.watchdogs.store_s,
+            ),
             restarts=RestartBudget(config.restarts, self._random),
             wakeup=wakeup,
             clock=self._clock,

@@ -118,6 +118,11 @@ class Ledger:
         turn.started_at = self._clock.now()
         turn.started_time = self._clock.monotonic()
 
+    def put_back(self, turn: Turn) -> None:
+        """Note that the agent has not taken the turn after all."""
+        turn.phase = Phase.QUEUED
+        turn.started_at = turn.started_time = None
+
     def end(
         self,
         turn: Turn,

@@ -19,7 +19,7 @@ from session_supervisor import (
     Supervisor,
     Watchdogs,
 )
-from session_supervisor.agents.port import TextBlock, TurnBegan, TurnEnded
+from session_supervisor.agents.port import Exit, TextBlock, TurnBegan, TurnEnded
 from session_supervisor.agents.scripted import (
     BeginAlone,
     Freeze,
@@ -258,6 +258,25 @@ async def test_nothing_is_handed_to_a_process_that_is_being_removed() -> None:
 
 
 @virtual()
+async def test_a_prompt_that_a_dying_process_did_not_take_is_not_lost() -> None:
+    agent = ManualAgent()
+    async with supervisor_of(agent) as supervisor:
+        session = await supervisor.start()
+        await asyncio.sleep(1)
+        process = agent.processes[0]
+        process.exit = Exit(returncode=-9, cause="It was killed.")  # and its pipe is still open
+        first, second = await session.query("a"), await session.query("b")
+        await asyncio.sleep(0.1)
+        process.die()
+        await asyncio.sleep(5)
+        agent.processes[1].answer(first.turn_id, "hello")
+        await asyncio.sleep(0.1)
+        agent.processes[1].answer(second.turn_id, "again")
+        assert [(await turn.result()).text for turn in (first, second)] == ["hello", "again"]
+        assert [prompt.text for prompt in agent.processes[1].sent] == ["a", "b"]
+
+
+@virtual()
 async def test_a_process_that_cannot_be_stopped_ends_no_more_than_its_session() -> None:
     agent = ManualAgent()
     async with supervisor_of(agent) as supervisor:
@@ -395,6 +414,22 @@ async def test_a_session_does_not_end_before_its_process_whatever_goes_wrong() -
             await session.query("x")
         assert (await session.ended()).reason is CloseReason.FAULT
         assert (set(agent.stopped_at), now()) == ({6.0}, 6.0)
+
+
+@virtual()
+async def test_a_store_that_never_answers_holds_nobody_for_ever() -> None:
+    store = HardStore()
+    agent = slow_agent()
+    async with supervisor_of(agent, store=store) as supervisor:
+        session = await supervisor.start()
+        turn = await session.query("slow")
+        await asyncio.sleep(1.5)
+        store.append_s = 1e9
+        failure = (await turn.wait()).failure
+        assert failure is not None
+        assert failure.code is FailureCode.INTERNAL
+        assert now() < 100
+    assert agent.live == 0
 
 
 @virtual()

@@ -67,6 +67,7 @@ from session_supervisor.errors import (
     Refused,
     SessionClosed,
     SessionFailed,
+    TurnNotFound,
 )
 from session_supervisor.events import Event, Gap, Turn
 from session_supervisor.spec import Prompt
@@ -143,6 +144,7 @@ class Sessions(RuleBasedStateMachine):
         self.world = VirtualWorld()
         self.callers: list[Caller] = []
         self.turns: dict[str, TurnHandle] = {}
+        self.interrupted: set[str] = set()
         self.drained = False
         self.directories = ImaginaryDirectories()
         self.agent = ScriptedAgent(
@@ -218,12 +220,33 @@ class Sessions(RuleBasedStateMachine):
     def interrupt(self, which: int, queued: bool) -> None:
         self._call("interrupt", self._interrupt(self.clients[which].session, queued))
 
-    async def _interrupt(self, session: Session, queued: bool) -> Interrupted:
-        interrupted = await session.interrupt(queued=queued)
+    async def _interrupt(
+        self, session: Session, queued: bool, turn_id: str | None = None
+    ) -> Interrupted:
+        interrupted = await session.interrupt(turn_id=turn_id, queued=queued)
+        self.interrupted.update(interrupted.turn_ids)
         for turn_id in interrupted.turn_ids:
             record = session.turn(turn_id).record()
             assert record.result is not None, "an interrupt answered before the turn's end"
         return interrupted
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data(), hops=st.integers(0, 5))
+    def interrupt_one(self, data: st.DataObject, hops: int) -> None:
+        turn_id = data.draw(st.sampled_from(sorted(self.turns)))
+        session = next(
+            client.session
+            for client in self.clients
+            if client.session.session_id == self.turns[turn_id].session_id
+        )
+
+        async def interrupt() -> Interrupted:
+            # At any moment of what the event loop is about to do.
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            return await self._interrupt(session, queued=False, turn_id=turn_id)
+
+        self._call("interrupt one", interrupt())
 
     @rule(which=st.integers(0, 1))
     def inspect(self, which: int) -> None:
@@ -322,6 +345,7 @@ class Sessions(RuleBasedStateMachine):
                     assert caller.task.done(), f"{caller.what} was never answered"
                     self._check_answer(caller)
                 if not self.drained:
+                    self._check_interrupted()
                     self._ask_once_more()
                 self.world.run(self.supervisor.__aexit__(None, None, None), limit_s=LONG_S)
                 for client in self.clients:
@@ -338,9 +362,9 @@ class Sessions(RuleBasedStateMachine):
         error = caller.task.exception()
         if error is not None:
             assert isinstance(error, Refused), repr(error)
-            assert isinstance(error, (SessionClosed, SessionFailed, Draining, MailboxFull)) or (
-                caller.what.startswith("one-off")
-            )
+            assert isinstance(
+                error, (SessionClosed, SessionFailed, Draining, MailboxFull, TurnNotFound)
+            ) or (caller.what.startswith("one-off"))
             return
         answer = caller.task.result()
         if isinstance(answer, TurnResult):
@@ -353,6 +377,14 @@ class Sessions(RuleBasedStateMachine):
                 or isinstance(answer, (Interrupted, Closed))
                 or (caller.what == "inspect")
             )
+
+    def _check_interrupted(self) -> None:
+        """Nobody's turn is interrupted but by an interrupt that says so."""
+        for turn in self.turns.values():
+            result = turn.record().result
+            assert result is not None
+            if result.outcome is Outcome.INTERRUPTED:
+                assert turn.turn_id in self.interrupted
 
     def _ask_once_more(self) -> None:
         """A session that says it takes queries does."""

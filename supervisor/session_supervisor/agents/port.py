@@ -289,7 +289,7 @@ class AgentProcess(Protocol):
         """Hand over a prompt; returns when it is written, not when it is answered.
 
         Raises:
-            AgentGone: The process has ended.
+            AgentGone: The process has ended, and has not taken it.
         """
         ...
 

@@ -153,10 +153,12 @@ SCENES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "thinking": asking("[[think hm]] [[say so]]"),
     "tool": asking("[[say before]] " + bash("echo hi") + " [[say after]]"),
     "tool_denied": asking(bash("touch x") + " [[say after]]"),
-    "cut_in_first_block": asking("[[slow tokens=4 delay_ms=1]] [[cut after=2 times=1]]"),
+    "cut_in_first_block": asking("[[slow tokens=4 delay_ms=50]] [[cut after=2 times=1]]"),
     "cut_in_second_block": asking("[[say one]] [[say two]] [[cut block=2 after=1 times=1]]"),
     "cut_after_tool_call": asking("[[cut after=99 times=1]] " + bash("echo hi") + " [[say after]]"),
-    "failed_mid_stream": asking("[[slow tokens=4 delay_ms=1]] [[fail status=529 after=2 times=1]]"),
+    "failed_mid_stream": asking(
+        "[[slow tokens=4 delay_ms=50]] [[fail status=529 after=2 times=1]]"
+    ),
     "interrupted_text": interrupted_text,
     "interrupted_tool": interrupted_tool,
     "background": background,

@@ -60,9 +60,7 @@ def test_the_operators_tools_may_be_named() -> None:
         (SessionSpec(cwd="/does/not/exist"), "cwd"),
         (SessionSpec(cwd="/etc/passwd"), "cwd"),
         (SessionSpec(max_turns=0), "max_turns"),
-        (SessionSpec(system_prompt="a\0b"), "system_prompt"),
         (SessionSpec(system_prompt="\ud800"), "system_prompt"),
-        (SessionSpec(system_prompt="x" * 130_000), "system_prompt"),
     ],
 )
 def test_what_the_cli_could_not_do_is_refused(spec: SessionSpec, field: str) -> None:
@@ -120,9 +118,10 @@ def test_a_new_conversation_has_an_id_of_ours_and_a_resumed_one_its_own() -> Non
 
 
 def test_values_are_bound_to_their_flags() -> None:
-    fingerprint = Fingerprint(owner="local", cwd="/tmp", system_prompt="--help", max_turns=3)
-    arguments = given(fingerprint)
-    assert "--system-prompt=--help" in arguments
+    fingerprint = Fingerprint(owner="local", cwd="/tmp", system_prompt="Secret.", max_turns=3)
+    arguments = given(fingerprint, system_prompt_file="/scratch/x", resume="--help")
+    assert {"--system-prompt-file=/scratch/x", "--resume=--help"} <= set(arguments)
+    assert "Secret." not in str(arguments)
     assert "--max-turns=3" in arguments
     assert all(argument.startswith("--") for argument in arguments)
 
@@ -142,6 +141,7 @@ def test_the_environment_is_ours_without_another_session_s_and_with_the_operator
         {"PATH": "/bin", "CLAUDECODE": "1", "DISABLE_TELEMETRY": "0", launch.MARKER: "outer"},
         {"ANTHROPIC_BASE_URL": "http://[::1]:1", "DISABLE_AUTOUPDATER": "0"},
         marker="inner",
+        scratch="/scratch",
         cwd="/work",
         sdk_version="1.2.3",
         config_dir="/config",
@@ -152,6 +152,7 @@ def test_the_environment_is_ours_without_another_session_s_and_with_the_operator
         "CLAUDE_AGENT_SDK_VERSION": "1.2.3",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
+        "CLAUDE_CODE_TMPDIR": "/scratch",
         "CLAUDE_CONFIG_DIR": "/config",
         "DISABLE_AUTOUPDATER": "0",
         "DISABLE_TELEMETRY": "1",

@@ -352,6 +352,20 @@ def test_a_prompt_that_is_merged_into_another_one_s_turn_is_answered_with_it() -
     assert ended.prompt_ids == (A, B)
 
 
+def test_a_prompt_that_was_answered_is_not_answered_again_by_a_turn_that_names_it() -> None:
+    stray: JsonObject = {"type": "system", "subtype": "status", "user_message_uuids": [A]}
+    messages = translated([init(A), result(A), result(A), init(B), stray, result(A, B)])
+    ends = [one.prompt_ids for one in messages if isinstance(one, TurnEnded)]
+    assert ends == [(A,), (B,)]
+
+
+def test_a_retry_between_turns_is_a_sign_of_life() -> None:
+    retry: JsonObject = {"type": "system", "subtype": "api_retry", "attempt": 1}
+    assert (
+        translated([retry, init(A), result(A), retry])[-1] == translated([init(A), result(A)])[-1]
+    )
+
+
 def test_tools_of_a_subagent_that_outlives_its_turn_belong_to_no_turn() -> None:
     call: JsonObject = {"type": "tool_use", "id": "t", "name": "Agent", "input": {}}
     below: JsonObject = {"type": "tool_use", "id": "b", "name": "Bash", "input": {}}

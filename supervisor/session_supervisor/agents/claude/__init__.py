@@ -1,0 +1,26 @@
+"""Claude Code as an agent: the adapter of the `Agent` port on claude-agent-sdk.
+
+Importing it does not import the SDK, which takes a second; starting the first process does.
+
+Rooms: `agent` starts processes, `launch` says how, `program` is the running program, `process`
+the port's view of it, `transport` the SDK's, `translate` turns what it prints into the port's
+messages, `failures` says what an error means, `orphans` finds what it left behind, `tools` and
+`models` know names, `credentials` tells how the CLI would log in.
+"""
+
+from session_supervisor.agents.claude.agent import ClaudeAgent
+from session_supervisor.agents.claude.credentials import (
+    Credential,
+    CredentialProvider,
+    find_credential,
+)
+from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
+
+__all__ = [
+    "ClaudeAgent",
+    "ClaudeProcess",
+    "Credential",
+    "CredentialProvider",
+    "StopTimes",
+    "find_credential",
+]

@@ -1,0 +1,71 @@
+"""Finding and killing what a process has started, however far that has run from it.
+
+The shells of the CLI's tools have sessions of their own, and a disowned child has no parent any
+more: neither process groups nor the process tree find them. What they cannot help having is the
+environment that they were started with, and in it our marker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Collection
+from pathlib import Path
+
+from session_supervisor.agents.claude.launch import MARKER
+
+_PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds after each scan that found something, for it to be gone; then the next scan also finds
+what was forked meanwhile."""
+
+
+class Sweeper:
+    """Kills by marker. Sweeps that are asked for at the same time share their scans of /proc."""
+
+    def __init__(self) -> None:
+        """Begin with nothing to do."""
+        self._wanted: set[str] = set()
+        self._scanning = asyncio.Lock()
+
+    async def sweep(self, marker: str) -> None:
+        """Kill every process that carries a marker; return when none is found any more."""
+        self._wanted.add(marker)
+        async with self._scanning:
+            if marker not in self._wanted:
+                return  # the one before has done it along with its own
+            wanted = frozenset(self._wanted)
+            for pause_s in _PAUSES_S:
+                if not await asyncio.to_thread(kill_marked, wanted):
+                    break
+                await asyncio.sleep(pause_s)
+            self._wanted -= wanted
+
+
+def kill_marked(markers: Collection[str]) -> list[int]:
+    """Kill every process of ours whose environment has one of the markers; return their ids."""
+    found = marked(markers)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def marked(markers: Collection[str]) -> list[int]:
+    """Return the ids of the processes whose environment has one of the markers.
+
+    Processes that have ended and wait for their parent are not among them. Without /proc there
+    is nothing to find.
+    """
+    entries = [f"{MARKER}={marker}".encode() for marker in markers]
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for folder in os.scandir("/proc"):
+            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):  # gone, or not ours
+                variables = Path(folder.path, "environ").read_bytes().split(b"\0")
+                if any(entry in variables for entry in entries):
+                    found.append(int(folder.name))
+    return found

@@ -1,0 +1,363 @@
+"""One live Claude Code process: the port `AgentProcess`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from session_supervisor.agents.claude.program import Garbled, Program
+from session_supervisor.agents.claude.translate import Translator
+from session_supervisor.agents.port import (
+    AgentMessage,
+    BackgroundWork,
+    Binding,
+    Exit,
+    TurnBegan,
+    TurnEnded,
+)
+from session_supervisor.errors import AgentGone
+from session_supervisor.spec import JsonObject, Prompt
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_FOR_THE_SDK = frozenset(
+    {"control_request", "control_response", "control_cancel_request", "transcript_mirror"}
+)
+
+_AHEAD = 1000
+"""Messages that may wait for the reader; then the CLI waits."""
+
+_TAKE_UP_S = 2.0
+"""Seconds that an interrupt waits for the CLI to take up a prompt that it was just handed."""
+
+_CATCH_UP_S = 0.5
+"""Seconds after the end that the reader has to take what is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTimes:
+    """How long each step of stopping a process may take, in seconds.
+
+    Attributes:
+        interrupt: Until its turn has come to rest.
+        leave: Until it has left by itself when its input ends; an idle CLI takes 0.05.
+        terminate: From SIGTERM to SIGKILL.
+    """
+
+    interrupt: float = 1.0
+    leave: float = 1.0
+    terminate: float = 1.5
+
+
+class Client(Protocol):
+    """What is used of `ClaudeSDKClient`."""
+
+    async def connect(self) -> None:
+        """Shake hands."""
+        ...
+
+    async def query(self, prompt: AsyncIterator[dict[str, Any]]) -> None:
+        """Send messages of the user."""
+        ...
+
+    async def interrupt(self) -> None:
+        """Stop the running turn."""
+        ...
+
+    async def get_mcp_status(self) -> Any:
+        """Answer, which is all that matters here."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Let go of the program."""
+        ...
+
+
+class ClaudeProcess:
+    """A Claude Code process, from its start to its end. Made by `ClaudeAgent.spawn`."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        translator: Translator,
+        clean_up: Callable[[], Awaitable[None]],
+        max_line: int,
+        times: StopTimes,
+        on_stopped: Callable[[ClaudeProcess], None],
+    ) -> None:
+        """Take a program that was started; then `connect`.
+
+        Args:
+            program: The running CLI.
+            translator: A fresh one.
+            clean_up: Ends what the program started, and removes what it left.
+            max_line: Longest line that it may print, bytes.
+            times: How long stopping may take.
+            on_stopped: Hears that there is nothing left to stop.
+        """
+        self._program = program
+        self._translator = translator
+        self._clean_up = clean_up
+        self._max_line = max_line
+        self._times = times
+        self._on_stopped = on_stopped
+        self._client: Client | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[Exit] | None = None
+        self._cause = ""
+        self._handed: set[str] = set()
+        self._background = 0
+        self._boundary = asyncio.Event()
+        self._outbox: asyncio.Queue[AgentMessage | None] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._reader_left = False
+
+    async def connect(self, client: Client, accept: Callable[[JsonObject | None], None]) -> None:
+        """Shake hands.
+
+        Args:
+            client: Speaks the control protocol with the program.
+            accept: Takes the frames that are for the client, and at their end None.
+
+        Raises:
+            AgentGone: The program ended meanwhile.
+            Exception: It did not answer, or said no.
+        """
+        self._client = client
+        self._pump = asyncio.create_task(self._pump_frames(accept), name="claude pump")
+        await self._unless_gone(client.connect())
+
+    # The port
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._program.pid
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, or None while it lives."""
+        code = self._program.returncode
+        if code is None:
+            return None
+        return Exit(
+            returncode=code, cause=self._cause or _described(code), stderr=self._program.stderr
+        )
+
+    def bind(self, binding: Binding) -> None:
+        """Tie it to a session."""
+        self._program.on_stderr = binding.on_stderr
+
+    async def messages(self) -> AsyncIterator[AgentMessage]:
+        """Yield what it says, until it ends."""
+        try:
+            while (message := await self._outbox.get()) is not None:
+                if self._outbox.qsize() < _AHEAD:
+                    self._room.set()
+                yield message
+        finally:
+            self._reader_left = True
+            self._room.set()
+
+    async def send(self, prompt: Prompt) -> None:
+        """Hand over a prompt.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        self._handed.add(prompt.prompt_id)
+        await self._unless_gone(self._connected.query(_one_user_message(prompt)))
+
+    async def interrupt(self) -> None:
+        """Stop what it does: the running turn, and a prompt that it has not taken up yet.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        if self._translator.in_turn or not self._handed:
+            await self._ask(self._connected.interrupt())
+        # The CLI acknowledges an interrupt of a prompt that it has not taken up, and then runs
+        # the whole turn: it has to be told again.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKE_UP_S):
+                while self._handed:
+                    await self._pass_boundary()
+                    if self._translator.in_turn:
+                        await self._ask(self._connected.interrupt())
+
+    async def probe(self) -> None:
+        """Return once it has answered a request.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        await self._ask(self._connected.get_mcp_status())
+
+    async def stop(self) -> Exit:
+        """End it and all that it started."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="claude stop")
+        # A caller that is cancelled must not leave half a process: the task goes on, it is bounded.
+        return await asyncio.shield(self._stopping)
+
+    # Stopping
+
+    async def _stop(self) -> Exit:
+        program = self._program
+        if program.returncode is None:
+            self._cause = self._cause or "It was stopped."
+            await self._leave()
+        # A stopped one (SIGSTOP) would take a gentler signal only when somebody lets it go on.
+        if not program.is_stopped():
+            program.signal(signal.SIGTERM)
+            await program.wait(self._times.terminate)
+        await program.kill()
+        await self._end_pump()
+        if self._client is not None:
+            await self._client.disconnect()
+        await self._clean_up()
+        self._on_stopped(self)
+        return self.exit or Exit(cause="It cannot be killed.", stderr=program.stderr)
+
+    async def _leave(self) -> None:
+        """Ask it to leave, if it is still able to listen."""
+        if self._program.is_stopped():
+            return
+        try:
+            async with asyncio.timeout(self._times.interrupt):
+                if self._translator.in_turn or self._handed or self._background:
+                    # Also for work in the background, for which it would not leave otherwise.
+                    await self.interrupt()
+                while self._translator.in_turn:
+                    await self._pass_boundary()
+        except (TimeoutError, AgentGone):
+            return
+        self._program.close_input()
+        await self._program.wait(self._times.leave)
+
+    async def _end_pump(self) -> None:
+        if self._pump is not None:
+            await asyncio.wait({self._pump}, timeout=_CATCH_UP_S)
+            self._pump.cancel()  # nobody reads
+            await asyncio.wait({self._pump})
+        self._outbox.put_nowait(None)
+
+    # What the program prints
+
+    async def _pump_frames(self, accept: Callable[[JsonObject | None], None]) -> None:
+        """Read the program to its end, and see to it that the end of what it says is its end."""
+        try:
+            async for frame in self._program.frames(limit=self._max_line):
+                if frame.get("type") in _FOR_THE_SDK:
+                    accept(frame)
+                else:
+                    await self._deliver(frame)
+        except Garbled as error:
+            self._cause = f"It cannot be understood any more. {error}"
+        except Exception as error:
+            # Contains a mistake in our translation: nobody would read the program any more.
+            _log.exception("The output of Claude Code could not be handled")
+            self._cause = f"Its output could not be handled: {error!r}"
+        else:
+            if not await self._program.wait(self._times.terminate):
+                self._cause = self._cause or "It closed its output."
+        finally:
+            await self._program.kill()
+            accept(None)
+            self._outbox.put_nowait(None)
+
+    async def _deliver(self, frame: JsonObject) -> None:
+        for message in self._translator.feed(frame):
+            match message:
+                case TurnBegan() | TurnEnded():
+                    self._handed.difference_update(message.prompt_ids)
+                    self._boundary.set()
+                    self._boundary = asyncio.Event()
+                case BackgroundWork():
+                    self._background = message.pending
+                case _:
+                    pass
+            await self._room.wait()
+            if self._reader_left:
+                continue
+            self._outbox.put_nowait(message)
+            if self._outbox.qsize() >= _AHEAD:
+                self._room.clear()
+
+    async def _pass_boundary(self) -> None:
+        """Wait until a turn begins or ends, or the process does."""
+        await self._unless_gone(self._boundary.wait())
+
+    # Asking
+
+    @property
+    def _connected(self) -> Client:
+        assert self._client is not None, "connected by ClaudeAgent.spawn"
+        return self._client
+
+    async def _ask(self, asked: Coroutine[Any, Any, object]) -> None:
+        """Make a request whose answer does not matter, only that there is one."""
+        try:
+            await self._unless_gone(asked)
+        except AgentGone:
+            raise
+        except Exception as error:
+            # The SDK raises a plain exception where the answer is no, and where none came.
+            if self._program.returncode is not None:
+                raise self._gone() from error
+            if isinstance(error.__cause__, TimeoutError):
+                raise TimeoutError(str(error)) from error
+            _log.debug("Claude Code refused a request: %s", error)
+
+    async def _unless_gone(self, asked: Coroutine[Any, Any, _T]) -> _T:
+        """Await what only a live process can answer: the SDK would go on waiting for a dead one.
+
+        Raises:
+            AgentGone: The process has ended, or ends meanwhile.
+        """
+        if self._program.returncode is not None:
+            asked.close()
+            raise self._gone()
+        answer = asyncio.ensure_future(asked)
+        end = asyncio.ensure_future(self._program.wait())
+        try:
+            await asyncio.wait({answer, end}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answer.cancel()
+            end.cancel()
+            await asyncio.gather(answer, end, return_exceptions=True)
+        if answer.cancelled() or isinstance(answer.exception(), AgentGone):
+            raise self._gone()
+        return answer.result()
+
+    def _gone(self) -> AgentGone:
+        ended = self.exit
+        return AgentGone(f"Claude Code has ended. {ended.cause if ended else self._cause}".rstrip())
+
+
+async def _one_user_message(prompt: Prompt) -> AsyncIterator[dict[str, Any]]:
+    yield {
+        "type": "user",
+        "uuid": prompt.prompt_id,
+        "message": {"role": "user", "content": prompt.text},
+        "parent_tool_use_id": None,
+    }
+
+
+def _described(code: int) -> str:
+    if code < 0:
+        return f"It was killed by signal {-code} ({signal.strsignal(-code)})."
+    if code == 128 + signal.SIGTERM:
+        return "It ended upon SIGTERM."
+    if code == 0:
+        return "It ended by itself, though nobody asked it to."
+    return f"It ended with exit status {code}."

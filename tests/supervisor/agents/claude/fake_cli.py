@@ -1,0 +1,88 @@
+"""A stand-in for the CLI that misbehaves: what the real one cannot be brought to do.
+
+Run as `fake_cli.py MANNERS...`; the rest of the arguments are the CLI's, and ignored.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+
+def say(frame: object) -> None:
+    sys.stdout.write(json.dumps(frame) + "\n")
+    sys.stdout.flush()
+
+
+def answer(request: dict[str, Any], subtype: str = "success") -> None:
+    reply = {"subtype": subtype, "request_id": request["request_id"], "error": "No, I will not."}
+    say({"type": "control_response", "response": reply})
+
+
+def main(manners: set[str]) -> None:
+    if "complains" in manners:
+        sys.stderr.write("I cannot work like this.\n")
+        sys.stderr.flush()
+    if "exits" in manners:
+        sys.exit(0)
+    if "fails" in manners:
+        sys.exit(3)
+    if "ignores-term" in manners:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for line in sys.stdin:
+        frame = json.loads(line)
+        if frame["type"] == "control_request":
+            control(frame, manners)
+        elif frame["type"] == "user":
+            turn(frame["uuid"], manners)
+    if "ignores-eof" in manners:
+        time.sleep(60)
+
+
+def control(frame: dict[str, Any], manners: set[str]) -> None:
+    match frame["request"]["subtype"]:
+        case "initialize":
+            if "silent" in manners:
+                return
+            if "leaves" in manners:
+                sys.exit(0)
+            if "garbles" in manners:
+                say("")
+                sys.stdout.write('{"type": "control_resp\n')
+                sys.stdout.flush()
+                return
+            answer(frame, "error" if "refuses" in manners else "success")
+        case "interrupt" if "deaf" in manners:
+            return
+        case _:
+            answer(frame, "error" if "grumbles" in manners else "success")
+
+
+def turn(prompt_id: str, manners: set[str]) -> None:
+    ids = {"user_message_uuids": [prompt_id]}
+    if "mute" in manners:
+        return
+    say({"type": "system", "subtype": "init", "session_id": "s", "model": "m", **ids})
+    say({"type": "never_heard_of", "what": {"is": ["this"]}})
+    say({"type": "assistant", "message": {"content": "not a list"}})
+    if "stays" in manners:
+        return
+    if "floods" in manners:
+        for _ in range(5000):
+            say({"type": "system", "subtype": "status", "status": "x" * 1000})
+    if "shouts" in manners:
+        say({"type": "system", "subtype": "shout", "text": "x" * 100_000})
+    if "garbles-later" in manners:
+        sys.stdout.write("{oops}\n")
+        sys.stdout.flush()
+        time.sleep(60)
+    if "closes" in manners:
+        os.close(1)
+        time.sleep(60)
+    say({"type": "result", "is_error": False, **ids})
+
+
+if __name__ == "__main__":
+    main(set(sys.argv[1].split(",")))
