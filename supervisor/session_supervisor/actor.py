@@ -719,7 +719,7 @@ class Actor:
         self._started_at = self._now()
         self._incarnation = Incarnation(
             self._agent,
-            Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd),
+            Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd, kind=core.kind),
             binding=Binding(session_id=core.session_id),
             resume=core.agent_session_id,
             watchdogs=self._watchdogs,

@@ -252,6 +252,15 @@ def test_an_answer_is_all_text_of_the_turn_around_its_tools(client: Client) -> N
 # -- conversations -----------------------------------------------------------------------------
 
 
+def test_a_one_off_query_waits_for_what_its_subagents_find(client: Client) -> None:
+    found = "the subagent found the number 4711"
+    prompt = call(
+        "Task", description="look", prompt=f"[[say {found}]]", subagent_type="general-purpose"
+    )
+    body = client.post("/query", prompt=prompt, allowed_tools=["Task"])
+    assert found in str(body["response"])
+
+
 def test_a_conversation_lives_as_documented_from_start_to_delete(client: Client) -> None:
     started = client.post(
         "/session/start",

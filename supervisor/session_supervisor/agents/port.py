@@ -37,7 +37,13 @@ from typing import Protocol, TypeAlias
 from pydantic import JsonValue
 
 from session_supervisor.errors import Failure
-from session_supervisor.spec import JsonObject, PermissionMode, Prompt, SessionSpec
+from session_supervisor.spec import (
+    JsonObject,
+    PermissionMode,
+    Prompt,
+    SessionKind,
+    SessionSpec,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +60,8 @@ class Fingerprint:
         permission_mode: What happens to tools that are not allowed outright.
         system_prompt: Replaces the agent's own; None keeps it.
         max_turns: Most model round trips in one turn.
+        background: Whether work may go on in the background after the turn that began it. A
+            one-off ends with its turn, so what a subagent finds must be in it.
     """
 
     owner: str
@@ -63,9 +71,10 @@ class Fingerprint:
     permission_mode: PermissionMode = "default"
     system_prompt: str | None = None
     max_turns: int | None = None
+    background: bool = True
 
     @classmethod
-    def of(cls, spec: SessionSpec, *, owner: str, cwd: str) -> Fingerprint:
+    def of(cls, spec: SessionSpec, *, owner: str, cwd: str, kind: SessionKind) -> Fingerprint:
         """Return what a process for this session must be started with."""
         return cls(
             owner=owner,
@@ -75,6 +84,7 @@ class Fingerprint:
             permission_mode=spec.permission_mode,
             system_prompt=spec.system_prompt,
             max_turns=spec.max_turns,
+            background=kind is not SessionKind.ONEOFF,
         )
 
 

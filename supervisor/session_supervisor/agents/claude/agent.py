@@ -227,6 +227,7 @@ class ClaudeAgent:
             cwd=fingerprint.cwd,
             sdk_version=importlib.metadata.version("claude-agent-sdk"),
             config_dir=self._config_dir,
+            background=fingerprint.background,
         )
         return await Program.start(
             launch.tied_to_us([cli, *given]),

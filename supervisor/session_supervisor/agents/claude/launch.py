@@ -146,6 +146,7 @@ def environment(
     cwd: str,
     sdk_version: str,
     config_dir: str | None = None,
+    background: bool = True,
 ) -> dict[str, str]:
     """Return the environment of one process.
 
@@ -158,6 +159,8 @@ def environment(
         cwd: Its working directory.
         sdk_version: The version of claude-agent-sdk that talks to it.
         config_dir: Where the CLI keeps its transcripts and its login; None: where it always does.
+        background: Whether subagents and shells may go on after the turn that began them. The
+            CLI lets subagents do so unless they are told not to.
     """
     kept = {name: value for name, value in inherited.items() if name not in _OF_ANOTHER_SESSION}
     own = {
@@ -167,4 +170,6 @@ def environment(
     }
     if config_dir is not None:
         own["CLAUDE_CONFIG_DIR"] = config_dir
+    if not background:
+        own["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"] = "1"
     return {**kept, **_QUIET, **own, **given, SCRATCH: scratch, MARKER: marker}
