@@ -27,7 +27,7 @@ CLEAN = mkdir -p .home && for home in .home/*; do \
 	kill -0 "$${home\#\#*/}" 2>/dev/null || rm -rf "$$home"; done; mkdir -p ".home/$$$$"; \
 	exec env -i HOME="$(CURDIR)/.home/$$$$" PATH="$(BIN):$$PATH" LANG=C.UTF-8 $(if $(CI),CI="$(CI)")
 
-.PHONY: help serve demo test check format lock clean
+.PHONY: help serve demo test check format docs bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,13 @@ check: $(VENV)/.installed-dev  ## formatting, lint and types
 format: $(VENV)/.installed-dev  ## format, and mend what lint can mend by itself
 	@$(CLEAN) ruff check --fix-only
 	@$(CLEAN) ruff format
+
+docs: $(VENV)/.installed-dev  ## write the generated parts of the documentation anew
+	@$(CLEAN) python docs/generate.py
+
+bench: $(VENV)/.installed-dev  ## measure what the layer costs (a few minutes)
+	@$(CLEAN) python -m bench.overhead
+	@$(CLEAN) python -m bench.mailbox
 
 # Both locks hold for every supported Python and system. Versions stay as they are while they
 # satisfy pyproject.toml; ARGS=--upgrade takes the newest.

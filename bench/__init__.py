@@ -1,0 +1,1 @@
+"""Benchmarks: scripts with a report. See `README.md`; none of them is a test."""
