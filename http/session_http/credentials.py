@@ -1,0 +1,109 @@
+"""Whether there is a credential with which sessions reach the model.
+
+The HTTP layer only needs to know yes or no, so that `/health` can say it and work that could not
+succeed is refused at once. Who embeds the server and knows gives `Assumed`; `Watched` looks,
+not too often, until it has found one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_LOG_IN = (
+    "The server has no Claude credential. Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or log "
+    "in with `claude login` as the user that runs the server; a login is noticed within seconds. "
+    "To try the server without one: session-supervisor serve --offline."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialState:
+    """What is known of the credential.
+
+    Attributes:
+        authenticated: Whether there is one.
+        offline: Whether it is for the offline model, so that no real one is needed.
+        hint: What to do where there is none, for people.
+    """
+
+    authenticated: bool
+    offline: bool = False
+    hint: str = HOW_TO_LOG_IN
+
+
+class Credentials(Protocol):
+    """Says whether sessions can reach the model."""
+
+    async def state(self) -> CredentialState:
+        """Return what is known now. It is asked with every request, so it answers fast."""
+        ...
+
+
+class Assumed:
+    """A credential that whoever runs the server vouches for.
+
+    Args:
+        offline: Whether sessions talk to the offline model.
+    """
+
+    def __init__(self, *, offline: bool = False) -> None:
+        self._state = CredentialState(authenticated=True, offline=offline)
+
+    async def state(self) -> CredentialState:
+        """Return that there is one."""
+        return self._state
+
+
+class Watched:
+    """A credential that is looked for until it is found.
+
+    Once found it counts as found: that the upstream refuses it is the error of a turn.
+
+    Args:
+        look: Says what there is now; may take a while, and may fail.
+        interval_s: Seconds between two looks while there is none.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[CredentialState]],
+        *,
+        interval_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._look = look
+        self._interval_s = interval_s
+        self._clock = clock
+        self._state = CredentialState(authenticated=False)
+        self._looked_at: float | None = None
+        self._looking = asyncio.Lock()
+
+    async def state(self) -> CredentialState:
+        """Return whether there is one, after a look if the last one is long enough ago."""
+        if self._is_due():
+            # Everybody who asks meanwhile waits for the same look.
+            async with self._looking:
+                if self._is_due():
+                    await self._look_now()
+        return self._state
+
+    def _is_due(self) -> bool:
+        if self._state.authenticated:
+            return False
+        return self._looked_at is None or self._clock() - self._looked_at >= self._interval_s
+
+    async def _look_now(self) -> None:
+        try:
+            self._state = await self._look()
+        except Exception:  # whatever the look runs into: not found, and the log says why
+            logger.warning("looking for a Claude credential failed", exc_info=True)
+        finally:
+            self._looked_at = self._clock()

@@ -1,0 +1,36 @@
+"""JSON as it leaves the server: one encoder, used for every answer and every event."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+# What naive readers of lines (`str.splitlines`, httpx's `iter_lines`) take for the end of one.
+_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
+
+
+def _plain(value: object) -> object:
+    """Return what the encoder does not know as something that it does."""
+    if isinstance(value, Mapping):
+        return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    raise TypeError(f"{type(value).__name__} cannot be sent as JSON")
+
+
+_readable = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
+_ascii = json.JSONEncoder(ensure_ascii=True, default=_plain).encode
+
+
+def dump(value: object) -> bytes:
+    """Return a value as one line of JSON.
+
+    Text stays as it is; only what could break a line, or is not text at all (half of a
+    surrogate pair), is escaped.
+    """
+    text = _readable(value)
+    if not text.isascii() and _LINE_BREAKS.search(text):
+        text = _LINE_BREAKS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _ascii(value).encode()

@@ -1,0 +1,239 @@
+"""The description of the API, OpenAPI 3.1, made from the table of operations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, cast
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+
+from session_http import TITLE, version
+from session_http.frames import BODIES, WITH_SESSION, StreamFailed
+from session_http.operations import Operation
+from session_http.problems import KINDS
+from session_http.reading import Source
+from session_http.schemas import ProblemReply
+
+Json: TypeAlias = dict[str, Any]
+
+REFS = "#/components/schemas/{model}"
+EVENT = "SessionEvent"
+"""Name of the union of all events among the schemas."""
+
+ANY_OPERATION = ("invalid_request", "untrusted_origin", "internal")
+WITH_BODY = (
+    "malformed_json",
+    "request_timeout",
+    "payload_too_large",
+    "unsupported_media_type",
+)
+"""Codes that every operation, and every one with a body, can answer with."""
+
+STATUS_NAMES: Mapping[int, str] = {
+    400: "Invalid request",
+    403: "Not allowed",
+    404: "Not found",
+    408: "The request did not arrive in time",
+    409: "The session's state does not permit it, or ended the turn",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    429: "Too much waits already",
+    500: "Server error",
+    502: "The upstream or the agent failed",
+    503: "Not now",
+    504: "The turn took too long",
+}
+
+PARAMETERS: Mapping[str, str] = {
+    "session_id": "Session ID, from `/session/start`.",
+    "turn_id": "Turn ID, from any answer or event of the turn.",
+}
+
+DESCRIPTION = """\
+Claude agent sessions over REST and Server-Sent Events.
+
+Every error is `{"detail": "...", "code": "..."}`. In a stream, each `data:` line is one JSON \
+object whose `type` says what it is; each turn has exactly one terminal event, `done` or `error`. \
+Ignore types that you do not know.
+"""
+
+
+def document(operations: Iterable[Operation]) -> Json:
+    """Return the description.
+
+    Args:
+        operations: The table.
+    """
+    described = [row for row in operations if row.described]
+    schemas, references = _schemas(described)
+    paths: Json = {}
+    for row in described:
+        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, references)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": version(), "description": DESCRIPTION},
+        # Relative to this document, so that it holds below any mount point and behind any proxy.
+        "servers": [{"url": "./"}],
+        "tags": [{"name": tag} for tag in dict.fromkeys(row.tag for row in described)],
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+# -- operations ------------------------------------------------------------------------------
+
+
+def _operation(row: Operation, references: Mapping[type, Json]) -> Json:
+    described: Json = {
+        "operationId": row.name,
+        "summary": row.summary,
+        "tags": [row.tag],
+        "responses": _responses(row, references),
+    }
+    if row.notes:
+        described["description"] = row.notes
+    if parameters := _parameters(row):
+        described["parameters"] = parameters
+    if row.source is not Source.QUERY:
+        described["requestBody"] = {
+            "required": row.source is Source.BODY,
+            "content": {"application/json": {"schema": references[row.takes]}},
+        }
+    return described
+
+
+def _parameters(row: Operation) -> list[Json]:
+    parameters: list[Json] = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": PARAMETERS[name],
+            "schema": {"type": "string"},
+        }
+        for name in re.findall(r"{(\w+)}", row.path)
+    ]
+    if row.source is Source.QUERY:
+        properties: Json = row.takes.model_json_schema().get("properties", {})
+        for name, schema in properties.items():
+            plain = {key: value for key, value in schema.items() if key not in ("title", "default")}
+            parameters.append(
+                {
+                    "name": name,
+                    "in": "query",
+                    "description": plain.pop("description", ""),
+                    "schema": _without_null(plain),
+                }
+            )
+    if row.gives is None and row.streams:
+        parameters.append(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "As `after`, and stronger; browsers send it when they come back.",
+                "schema": {"type": "integer", "minimum": 0},
+            }
+        )
+    return parameters
+
+
+def _without_null(schema: Json) -> Json:
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    return options[0] if len(options) == 1 else schema
+
+
+def _responses(row: Operation, references: Mapping[type, Json]) -> Json:
+    content: Json = {}
+    if row.gives is not None:
+        content["application/json"] = {"schema": references[row.gives]}
+    if row.streams:
+        content["text/event-stream"] = {
+            "schema": {"type": "string"},
+            # OpenAPI 3.1 cannot say what the items of a stream are.
+            "x-event-schema": {"$ref": REFS.format(model=EVENT)},
+        }
+    responses: Json = {"200": {"description": row.answered, "content": content}}
+    if row.gives is None and row.streams:
+        responses["204"] = {"description": "The session has ended, and nothing is left to read."}
+    codes = (*ANY_OPERATION, *row.refuses)
+    if row.source is not Source.QUERY:
+        codes += WITH_BODY
+    by_status: dict[int, list[str]] = {}
+    for code in dict.fromkeys(codes):
+        by_status.setdefault(KINDS[code].status, []).append(code)
+    for status in sorted(by_status):
+        responses[str(status)] = _refusal(status, by_status[status], references)
+    return responses
+
+
+def _refusal(status: int, codes: Iterable[str], references: Mapping[type, Json]) -> Json:
+    meanings = "\n".join(f"- `{code}`: {KINDS[code].meaning}" for code in codes)
+    described: Json = {
+        "description": f"{STATUS_NAMES[status]}\n\n{meanings}",
+        "content": {"application/json": {"schema": references[ProblemReply]}},
+    }
+    if status in (429, 503):
+        described["headers"] = {
+            "Retry-After": {
+                "description": "Seconds after which trying again makes sense.",
+                "schema": {"type": "integer"},
+            }
+        }
+    return described
+
+
+# -- schemas ---------------------------------------------------------------------------------
+
+
+def _schemas(operations: Iterable[Operation]) -> tuple[Json, Mapping[type, Json]]:
+    """Return all schemas by name, and the reference to each model's."""
+    taken = {row.takes for row in operations if row.source is not Source.QUERY}
+    given = {row.gives for row in operations if row.gives is not None} | {ProblemReply}
+    inputs: list[tuple[type, JsonSchemaMode, TypeAdapter[Any]]] = [
+        *((model, "validation", TypeAdapter(model)) for model in _by_name(taken)),
+        *((model, "serialization", TypeAdapter(model)) for model in _by_name(given)),
+        *((body, "serialization", TypeAdapter(body)) for body in BODIES),
+    ]
+    found, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFS)
+    references = {model: dict(found[model, mode]) for model, mode, _ in inputs}
+    schemas = cast(Json, definitions["$defs"])
+    for body in BODIES:
+        name = str(references[body]["$ref"]).rpartition("/")[2]
+        _describe_event(schemas[name], body)
+    schemas[EVENT] = {
+        "description": "What one `data:` line of a stream holds; `type` tells them apart.",
+        "anyOf": [references[body] for body in BODIES],
+    }
+    return dict(sorted(schemas.items())), references
+
+
+def _by_name(models: Iterable[type[BaseModel]]) -> list[type[BaseModel]]:
+    return sorted(models, key=lambda model: model.__name__)
+
+
+def _describe_event(schema: Json, body: type) -> None:
+    """Say of an event's schema what its docstring says, and what is added when it is sent."""
+    text, _, attributes = (body.__doc__ or "").partition("Attributes:")
+    schema["description"] = _one_line(text)
+    properties: Json = schema["properties"]
+    for name, meaning in re.findall(
+        r"^ +(\w+): (.*?)(?=^ +\w+: |\Z)", attributes, re.MULTILINE | re.DOTALL
+    ):
+        if name in properties and "$ref" not in properties[name]:
+            properties[name]["description"] = _one_line(meaning)
+    schema["required"] = sorted({*schema.get("required", ()), "type"})
+    if body in WITH_SESSION:
+        properties["session_id"] = {"type": "string", "description": "Whose event it is."}
+        schema["required"].append("session_id")
+    properties["turn_id"] = {
+        "type": "string",
+        "description": "The turn that it belongs to; absent from the session's own events.",
+    }
+    if body is not StreamFailed:
+        schema["title"] = f"{body.__name__} event"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,275 @@
+"""Every failure becomes `{"detail", "code", ...}` here, and nowhere else.
+
+`KINDS` is the table: each code, its HTTP status and what it means. The description of the API is
+made from it, and `problem_of` turns whatever a request ran into into a row of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.responses import Response
+
+from session_http.encoding import dump
+from session_supervisor.errors import FailureCode, InvalidSpec, Refused, TurnFailed
+
+LONGEST_DETAIL = 2_000
+LONGEST_MESSAGE = 500
+MOST_ERRORS = 20
+"""How much of a request's mistakes is answered, characters and fields: some of it is the
+request's own text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One way in which a request can fail.
+
+    Attributes:
+        status: HTTP status.
+        meaning: What it means, for the description of the API.
+    """
+
+    status: int
+    meaning: str
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        # The request itself
+        "malformed_json": Kind(400, "The body is not JSON."),
+        "invalid_request": Kind(400, "A field is missing, unknown or cannot be used."),
+        "not_allowed": Kind(403, "The operator has not allowed it."),
+        "untrusted_origin": Kind(403, "It comes from, or is addressed to, a foreign host name."),
+        "not_found": Kind(404, "There is no such path."),
+        "session_not_found": Kind(404, "There is no such session, or it is somebody else's."),
+        "turn_not_found": Kind(404, "The session has no such turn, or no longer keeps it."),
+        "method_not_allowed": Kind(405, "The path does not have this method; see `Allow`."),
+        "request_timeout": Kind(408, "The body did not arrive in time."),
+        "payload_too_large": Kind(413, "The body is longer than the operator allows."),
+        "unsupported_media_type": Kind(415, "The body is not declared as application/json."),
+        # The session's state
+        "busy": Kind(409, "Another turn runs, and the caller would not wait."),
+        "session_closed": Kind(409, "The session has ended; start another."),
+        # Also the end of a turn that waited in the session.
+        FailureCode.SESSION_FAILED: Kind(409, "The session gave up on its agent; close it."),
+        # Limits
+        "queue_full": Kind(429, "Too much waits in the session already."),
+        "at_capacity": Kind(503, "There are as many sessions or processes as there may be."),
+        "too_many_streams": Kind(503, "There are as many open streams as there may be."),
+        "draining": Kind(503, "The server is shutting down."),
+        "not_authenticated": Kind(503, "The server has no Claude credential."),
+        # How a turn can end without an answer
+        FailureCode.RATE_LIMITED: Kind(502, "The upstream limits the rate of requests."),
+        FailureCode.OVERLOADED: Kind(502, "The upstream is overloaded."),
+        FailureCode.UPSTREAM_ERROR: Kind(502, "The upstream failed."),
+        FailureCode.AUTHENTICATION_FAILED: Kind(502, "The upstream refused our credential."),
+        FailureCode.BILLING: Kind(502, "The upstream refused for want of payment."),
+        FailureCode.UPSTREAM_REFUSED: Kind(502, "The upstream called the request invalid."),
+        FailureCode.MODEL_NOT_FOUND: Kind(502, "The upstream does not know the model."),
+        FailureCode.CONTEXT_FULL: Kind(502, "The conversation no longer fits into the model."),
+        FailureCode.START_FAILED: Kind(502, "The agent's process did not come up."),
+        FailureCode.CRASHED: Kind(502, "The agent's process died in the turn."),
+        FailureCode.STALLED: Kind(502, "The agent went silent and was stopped."),
+        FailureCode.TIMEOUT: Kind(504, "The turn took longer than it was allowed to."),
+        FailureCode.MAX_TURNS: Kind(409, "The turn reached its limit of model round trips."),
+        FailureCode.BUDGET: Kind(409, "The turn reached its limit of cost."),
+        FailureCode.AGENT_TURN_LIMIT: Kind(409, "The agent began too many turns by itself."),
+        FailureCode.CLOSED: Kind(409, "The session was closed before the turn ended."),
+        FailureCode.DRAINED: Kind(503, "The server shut down before the turn could run."),
+        FailureCode.INTERNAL: Kind(500, "The server made a mistake; its log says more."),
+    }
+)
+"""Every code that an answer, or the `error` event of a stream, can carry."""
+
+TURN_CODES: tuple[str, ...] = tuple(code.value for code in FailureCode)
+"""What a request that waits for a turn can end with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldError:
+    """What is wrong with one field of a request.
+
+    Attributes:
+        field: Its name, with dots and indices where it is nested; empty for the whole body.
+        message: What is wrong.
+    """
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A failure as it is answered.
+
+    Attributes:
+        code: One of `KINDS`.
+        detail: What happened and what to do, for people.
+        retry_after: Seconds after which trying again makes sense.
+        errors: One by one what is wrong with the request's fields.
+        session_id: The session that it is about, where there is one to go on with.
+        turn_id: The turn that it is about.
+        headers: Further headers of the answer.
+    """
+
+    code: str
+    detail: str
+    retry_after: float | None = None
+    errors: tuple[FieldError, ...] = ()
+    session_id: str | None = None
+    turn_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+        return KINDS[self.code].status
+
+    def body(self) -> dict[str, object]:
+        """Return what is answered; optional members only where they say something."""
+        optional: dict[str, object] = {
+            "retry_after": self.retry_after,
+            "errors": [
+                {"field": _cut(one.field, 200), "message": _cut(one.message, LONGEST_MESSAGE)}
+                for one in self.errors[:MOST_ERRORS]
+            ]
+            or None,
+            "session_id": self.session_id,
+            "turn_id": self.turn_id,
+        }
+        return {
+            "detail": _cut(self.detail, LONGEST_DETAIL),
+            "code": self.code,
+            **{name: value for name, value in optional.items() if value is not None},
+        }
+
+    def response(self) -> Response:
+        """Return the answer."""
+        headers = dict(self.headers)
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        return Response(
+            dump(self.body()), self.status, headers=headers, media_type="application/json"
+        )
+
+
+class ProblemError(Exception):
+    """Raised where a request cannot be served, with what to answer."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class InvalidRequest(ProblemError):
+    """The request's fields do not fit its model.
+
+    Only reading a request raises it, so that a mistake of ours with another model is not taken for
+    the caller's.
+    """
+
+    def __init__(self, errors: Iterable[FieldError]) -> None:
+        found = tuple(errors)
+        detail = "; ".join(
+            f"{one.field}: {one.message}" if one.field else one.message for one in found
+        )
+        super().__init__(Problem(code="invalid_request", detail=detail, errors=found))
+
+
+def refuse(
+    code: str,
+    detail: str,
+    *,
+    retry_after: float | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> ProblemError:
+    """Return an error to raise, one of `KINDS`.
+
+    Args:
+        code: Which.
+        detail: What happened and what to do.
+        retry_after: Seconds after which trying again makes sense.
+        headers: Further headers of the answer.
+    """
+    return ProblemError(
+        Problem(code=code, detail=detail, retry_after=retry_after, headers=headers or {})
+    )
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """Return how an error is answered; None for one that nobody foresaw."""
+    match error:
+        case ProblemError():
+            return error.problem
+        case InvalidSpec():
+            fields = (FieldError(field=error.field, message=error.reason),)
+            return Problem(code=_known(error.code), detail=str(error), errors=fields)
+        case Refused():
+            return Problem(
+                code=_known(error.code), detail=str(error), retry_after=error.retry_after
+            )
+        case TurnFailed():
+            failure = error.failure
+            retry_after = failure.retry_after
+            if retry_after is None and failure.code is FailureCode.DRAINED:
+                retry_after = 5.0
+            return Problem(
+                code=failure.code.value,
+                detail=failure.message,
+                retry_after=retry_after,
+                session_id=error.session_id,
+                turn_id=error.turn_id,
+            )
+        case _:
+            return None
+
+
+def unforeseen(request_id: str) -> Problem:
+    """Return the answer to a failure that nobody foresaw; only the log has its traceback."""
+    return Problem(
+        code=FailureCode.INTERNAL.value,
+        detail=f"The server made a mistake. Its log says more under request id {request_id}.",
+    )
+
+
+def invalid(error: ValidationError, known: Iterable[str]) -> InvalidRequest:
+    """Return what a model's validation found, in the words of the API.
+
+    Args:
+        error: From validating a request.
+        known: Names of the fields that there are.
+    """
+    names = ", ".join(known) or "none"
+    return InvalidRequest(_field_error(one, names) for one in error.errors(include_url=False))
+
+
+def _field_error(error: ErrorDetails, known: str) -> FieldError:
+    name = ""
+    for part in error["loc"]:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+    match error["type"]:
+        case "extra_forbidden":
+            message = f"unknown field; there are: {known}"
+        case "missing":
+            message = "is required"
+        case "value_error":
+            message = str(error.get("ctx", {}).get("error", error["msg"]))
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = "the body must be a JSON object"
+        case _:
+            message = error["msg"][:1].lower() + error["msg"][1:]
+    return FieldError(field=name, message=message)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _known(code: str) -> str:
+    # A refusal that the table does not have is a mistake of ours, and must not become a KeyError.
+    return code if code in KINDS else FailureCode.INTERNAL.value

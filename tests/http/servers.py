@@ -1,0 +1,195 @@
+"""The application on real servers and real sockets, in the test's own event loop.
+
+In-process, so that a test sees both ends: what a client gets, and what the supervisor, the
+application and the loop hold at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from session_http.app import App, create_app
+from session_http.credentials import Credentials
+from session_http.listen import open_sockets
+from session_http.serve import Stop, StopTimes, serve
+from session_http.settings import HttpSettings
+from session_supervisor import Supervisor, SupervisorConfig
+from session_supervisor.agents.scripted import Script, ScriptedAgent, echo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything between a client and a scripted agent."""
+
+    agent: ScriptedAgent
+    supervisor: Supervisor
+    app: App
+
+
+@asynccontextmanager
+async def world(
+    script: Script = echo,
+    *,
+    agent: ScriptedAgent | None = None,
+    config: SupervisorConfig | None = None,
+    settings: HttpSettings | None = None,
+    credentials: Credentials | None = None,
+) -> AsyncGenerator[World]:
+    """Open a supervisor of a scripted agent, and the application on it."""
+    agent = agent or ScriptedAgent(script)
+    async with Supervisor(agent, config=config) as supervisor:
+        app = create_app(supervisor, credentials=credentials, settings=settings)
+        yield World(agent=agent, supervisor=supervisor, app=app)
+
+
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 5.0
+) -> None:
+    """Wait until something holds that nobody announces."""
+    async with asyncio.timeout(within_s):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def in_process(app: Any, *, hooks: Any = None) -> AsyncGenerator[httpx.AsyncClient]:
+    """Return a client that calls the application without any socket."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test", event_hooks=hooks, timeout=20
+    ) as client:
+        yield client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@asynccontextmanager
+async def on_hypercorn(
+    world: World, *, times: StopTimes | None = None, unread_s: float | None = None
+) -> AsyncGenerator[Address]:
+    """Serve as the command does."""
+    sockets = open_sockets("127.0.0.1", 0, unread_s=unread_s)
+    stop = Stop()
+    times = times or StopTimes(drain_s=0.0)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(serve(world.app, world.supervisor, sockets, stop=stop, times=times))
+        try:
+            yield Address(host="127.0.0.1", port=sockets[0].getsockname()[1])
+        finally:
+            stop.wanted.set()
+
+
+@asynccontextmanager
+async def on_uvicorn(world: World) -> AsyncGenerator[Address]:
+    """Serve on uvicorn."""
+    import uvicorn
+
+    class InTheTest(uvicorn.Server):
+        def install_signal_handlers(self) -> None:
+            pass
+
+    (listener,) = open_sockets("127.0.0.1", 0)
+    server = InTheTest(
+        uvicorn.Config(world.app, lifespan="off", log_level="warning", timeout_graceful_shutdown=2)
+    )
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[listener]))
+        try:
+            yield Address(host="127.0.0.1", port=listener.getsockname()[1])
+        finally:
+            await world.supervisor.drain(0.0)
+            server.should_exit = True
+
+
+class Switch:
+    """An application that is another one from test to test."""
+
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None, "no test uses it now"
+        await self.app(scope, receive, send)
+
+
+class Granian:
+    """One granian for several tests: in-process, each leaves its runtime's sockets behind."""
+
+    def __init__(self, switch: Switch, port: int) -> None:
+        self._switch = switch
+        self._port = port
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncGenerator[Granian]:
+        from granian.constants import Interfaces
+        from granian.server.embed import Server
+
+        switch, port = Switch(), _free_port()
+        server = Server(
+            switch,
+            address="127.0.0.1",
+            port=port,
+            interface=Interfaces.ASGINL,
+            log_enabled=False,
+            websockets=False,
+        )
+        serving = asyncio.create_task(server.serve())
+        try:
+            await _listens(port)
+            yield cls(switch, port)
+        finally:
+            server.stop()  # type: ignore[no-untyped-call]
+            await serving
+
+    @asynccontextmanager
+    async def serving(self, world: World) -> AsyncGenerator[Address]:
+        """Serve this world, until the context ends."""
+        self._switch.app = world.app
+        try:
+            yield Address(host="127.0.0.1", port=self._port)
+        finally:
+            await world.supervisor.drain(0.0)
+            async with asyncio.timeout(5):
+                await world.app.all_answered()
+            self._switch.app = None
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _listens(port: int) -> None:
+    for _ in range(200):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return
+    raise AssertionError(f"nothing listens on port {port}")

@@ -1,0 +1,49 @@
+"""A browser cannot be used against a server that asks nobody for a key."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.datastructures import Headers
+
+from session_http.guard import LOOPBACK_NAMES, check_origin
+from session_http.problems import ProblemError
+
+
+def check(method: str, **headers: str) -> None:
+    check_origin(method, Headers(headers), LOOPBACK_NAMES)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:3000", "127.0.0.1:3000", "[::1]:3000", "LOCALHOST:80", "localhost.:1"],
+)
+def test_this_machine_may_be_called_by_any_of_its_names(host: str) -> None:
+    check("POST", host=host)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:3000", "localhost.evil.example", "", "[", "a@b:c:d"]
+)
+def test_a_request_addressed_to_another_host_is_refused(host: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        check("GET", host=host)
+    assert caught.value.problem.status == 403
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil"])
+def test_a_page_of_another_site_may_not_change_anything(origin: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        check("POST", host="localhost:3000", origin=origin)
+    assert caught.value.problem.status == 403
+
+
+def test_a_page_of_this_machine_may() -> None:
+    check("POST", host="127.0.0.1:3000", origin="http://localhost:8080")
+
+
+def test_reading_is_left_to_the_browsers_own_rules() -> None:
+    check("GET", host="localhost:3000", origin="https://evil.example")
+
+
+def test_without_trusted_names_nothing_is_refused() -> None:
+    check_origin("POST", Headers({"host": "a", "origin": "https://b"}), None)

@@ -1,0 +1,110 @@
+"""The description of the API is valid, complete, and says what the table and the models say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from openapi_schema_validator import OAS31Validator
+from openapi_spec_validator import validate
+
+from session_http.frames import BODIES, WITH_SESSION
+from session_http.openapi import document
+from session_http.operations import OPERATIONS, Operation
+from session_http.problems import KINDS
+from session_http.schemas import QueryRequest
+from tests.http.contract import the_contract
+
+DOCUMENT: dict[str, Any] = document(OPERATIONS)
+DESCRIBED = [row for row in OPERATIONS if row.described]
+
+
+def test_it_is_valid_openapi_3_1() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1")
+    validate(DOCUMENT)
+
+
+def test_it_is_json() -> None:
+    assert json.loads(json.dumps(DOCUMENT)) == DOCUMENT
+
+
+@pytest.mark.parametrize("row", DESCRIBED, ids=lambda row: f"{row.method} {row.path}")
+def test_an_operation_has_its_answers_and_every_refusal_of_the_table(row: Operation) -> None:
+    described = DOCUMENT["paths"][row.path][row.method.lower()]
+    assert described["operationId"] == row.name
+    responses = described["responses"]
+    assert ("text/event-stream" in responses["200"]["content"]) is row.streams
+    assert ("application/json" in responses["200"]["content"]) is (row.gives is not None)
+    for code in row.refuses:
+        assert f"`{code}`" in responses[str(KINDS[code].status)]["description"]
+
+
+def test_operation_names_and_places_are_unique() -> None:
+    assert len({row.name for row in OPERATIONS}) == len(OPERATIONS)
+    assert len({(row.method, row.path) for row in OPERATIONS}) == len(OPERATIONS)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    text = json.dumps(DOCUMENT)
+    schemas = DOCUMENT["components"]["schemas"]
+    for reference in text.split('"$ref": "')[1:]:
+        name = reference.partition('"')[0].removeprefix("#/components/schemas/")
+        assert name in schemas
+
+
+def test_names_of_schemas_are_plain() -> None:
+    assert all(name.isidentifier() for name in DOCUMENT["components"]["schemas"])
+
+
+def test_every_event_is_described_with_every_field() -> None:
+    options = DOCUMENT["components"]["schemas"]["SessionEvent"]["anyOf"]
+    assert len(options) == len(BODIES)
+    for body, option in zip(BODIES, options, strict=True):
+        schema = DOCUMENT["components"]["schemas"][option["$ref"].rpartition("/")[2]]
+        added = {"turn_id"} | ({"session_id"} if body in WITH_SESSION else set[str]())
+        assert set(schema["properties"]) == {field.name for field in fields(body)} | added
+        assert "type" in schema["required"]
+        assert schema["description"]
+
+
+def test_servers_are_relative_so_that_a_mount_point_holds() -> None:
+    assert DOCUMENT["servers"] == [{"url": "./"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "valid"),
+    [
+        ({"prompt": "hi"}, True),
+        ({"prompt": "hi", "model": None, "allowed_tools": None, "stream": None}, True),
+        ({"prompt": "hi", "permission_mode": "acceptEdits", "timeout_s": 3}, True),
+        ({}, False),
+        ({"prompt": ""}, False),
+        ({"prompt": 1}, False),
+        ({"prompt": "hi", "permission_mode": "yolo"}, False),
+        ({"prompt": "hi", "temperature": 1}, False),
+        ({"prompt": "hi", "stream": "true"}, False),
+        ({"prompt": "hi", "timeout_s": 0}, False),
+        ({"prompt": "hi", "allowed_tools": "Read"}, False),
+    ],
+)
+def test_the_schema_and_the_model_agree(body: dict[str, object], valid: bool) -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    schema = {"$ref": "#/components/schemas/QueryRequest", "components": {"schemas": schemas}}
+    assert OAS31Validator(schema).is_valid(body) is valid
+    try:
+        QueryRequest.model_validate_json(json.dumps(body))
+    except ValueError:
+        assert not valid
+    else:
+        assert valid
+
+
+def test_the_judge_of_answers_rejects_what_is_not_described() -> None:
+    contract = the_contract()
+    contract.check_value({"detail": "no", "code": "busy"}, "ProblemReply")
+    with pytest.raises(AssertionError):
+        contract.check_value({"detail": "no"}, "ProblemReply")
+    with pytest.raises(AssertionError):
+        contract.check_value({"type": "text"}, "SessionEvent")

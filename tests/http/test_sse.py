@@ -1,0 +1,343 @@
+"""Streams on virtual time, with the test as the server: heartbeat, deadlines, ends, leaks.
+
+Every test ends with no task left: that is what virtual time checks.
+"""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from session_http.app import App, create_app
+from session_http.frames import PING
+from session_http.settings import HttpSettings
+from session_http.sse import StreamSettings
+from session_supervisor import Retention, Session, Supervisor
+from session_supervisor.agents.port import TextWithdrawn, ThinkingDelta
+from session_supervisor.agents.scripted import (
+    Conversation,
+    Crash,
+    Hang,
+    Pause,
+    Say,
+    ScriptedAgent,
+    Step,
+)
+from session_supervisor.spec import Prompt
+from tests.http.contract import Said
+from tests.http.exchange import exchanging
+from tests.support.sessions import supervising
+from tests.support.virtual_time import virtual
+
+SETTINGS = StreamSettings(heartbeat_s=15.0, send_timeout_s=60.0, retry_ms=2000)
+
+
+def script(prompt: Prompt, _conversation: Conversation) -> Iterable[Step]:
+    match prompt.text.split():
+        case ["wait", seconds]:
+            yield Pause(float(seconds))
+            yield Say("Done.")
+        case ["hang"]:
+            yield Hang()
+        case ["flood", count]:
+            for n in range(int(count)):
+                yield ThinkingDelta(f"{n} " + "x" * 1000)
+            yield Say("Done.")
+        case ["count", count, every_s]:
+            yield Say(
+                "".join(f"{n} " for n in range(int(count))),
+                deltas=int(count),
+                every_s=float(every_s),
+            )
+        case ["cut"]:
+            yield Say("What was cut ", deltas=3, confirmed=False)
+            yield TextWithdrawn()
+            yield Say("What was said again.", deltas=4)
+        case ["die"]:
+            yield Say("Half a ", confirmed=False)
+            yield Crash()
+        case _:
+            yield Say(f"You said: {prompt.text}")
+
+
+@asynccontextmanager
+async def open_session(
+    settings: StreamSettings = SETTINGS, **config: object
+) -> AsyncGenerator[tuple[App, Supervisor, Session, str]]:
+    async with supervising(ScriptedAgent(script), **config) as supervisor:
+        app = create_app(supervisor, settings=HttpSettings(streams=settings))
+        session = await supervisor.start()
+        yield app, supervisor, session, f"/session/{session.session_id}"
+        assert app.open_streams == 0, "a stream was left open"
+        assert app.open_requests == 0
+
+
+def query(prompt: str) -> dict[str, object]:
+    return {"prompt": prompt, "stream": True}
+
+
+@virtual()
+async def test_a_stream_begins_with_how_long_to_wait_before_coming_back() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("hi")) as exchange,
+    ):
+        await exchange.until("done")
+        assert exchange.raw.startswith(b"retry: 2000\n\nid: 1\ndata: ")
+        assert exchange.complete
+
+
+@virtual()
+async def test_silence_is_filled_with_heartbeats_and_only_silence() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("wait 100")) as exchange,
+    ):
+        await exchange.until("done")
+        pings = [at for at, message in exchange.sent if message.get("body") == PING]
+        assert pings == [15.0, 30.0, 45.0, 60.0, 75.0, 90.0]
+
+
+@virtual()
+async def test_a_stream_that_talks_needs_no_heartbeat() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("count 20 10")) as exchange,
+    ):
+        await exchange.until("done")
+        assert PING not in exchange.raw
+
+
+@virtual()
+async def test_events_go_out_one_by_one_as_they_happen() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("count 5 1")) as exchange,
+    ):
+        await exchange.until("done")
+        texts = [
+            (at, message["body"])
+            for at, message in exchange.sent
+            if b'"text"' in message.get("body", b"")
+        ]
+        assert [at for at, _ in texts] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@virtual()
+async def test_what_happens_at_once_is_one_send() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("flood 100")) as exchange,
+    ):
+        await exchange.until("done")
+        assert len([said for said in exchange.said if said.type == "thinking"]) == 100
+        assert len(exchange.sent) < 30
+
+
+@virtual()
+@pytest.mark.parametrize("error", [None, OSError("reset"), RuntimeError("some server's own")])
+async def test_a_client_that_goes_away_ends_its_stream_at_once_and_not_the_turn(
+    error: Exception | None,
+) -> None:
+    async with open_session() as (app, _, session, path):
+        async with exchanging(app, "POST", f"{path}/query", query("wait 100")) as exchange:
+            await exchange.until("turn")
+            assert app.open_streams == 1
+            exchange.disconnect(error)
+            await sleep(0.001)
+            assert app.open_streams == 0
+        (record,) = session.turns()
+        result = await session.turn(record.turn_id).result()
+        assert result.text == "Done."
+        assert result.duration_ms == 100_000
+
+
+@virtual()
+@pytest.mark.parametrize("error", [ConnectionResetError(), TimeoutError(), BrokenPipeError()])
+async def test_a_server_that_cannot_send_any_more_ends_its_stream_and_not_the_turn(
+    error: Exception,
+) -> None:
+    async with open_session() as (app, _, session, path):
+        async with exchanging(app, "POST", f"{path}/query", query("count 100 1")) as exchange:
+            await exchange.until("text")
+            exchange.fails = error
+            await sleep(1.001)
+            assert app.open_streams == 0
+        (record,) = session.turns()
+        assert (await session.turn(record.turn_id).result()).duration_ms == 100_000
+
+
+@virtual()
+async def test_a_client_that_reads_nothing_is_dropped_and_the_turn_goes_on() -> None:
+    async with open_session() as (app, _, session, path):
+        async with exchanging(app, "POST", f"{path}/query", query("wait 100")) as exchange:
+            await sleep(1)
+            exchange.reads.clear()
+            # The next thing to send is a heartbeat, after 15 s; a minute later it is enough.
+            await sleep(73.9)
+            assert app.open_streams == 1
+            await sleep(0.2)
+            assert app.open_streams == 0
+        (record,) = session.turns()
+        assert (await session.turn(record.turn_id).result()).text == "Done."
+
+
+@virtual()
+async def test_a_client_that_stops_reading_in_a_flood_is_dropped_too() -> None:
+    async with open_session() as (app, _, session, path):
+        async with exchanging(app, "POST", f"{path}/query", query("count 500 1")) as exchange:
+            await exchange.until("text")
+            exchange.reads.clear()
+            await sleep(61)
+            assert app.open_streams == 1, "it looks every minute"
+            await sleep(60)
+            assert app.open_streams == 0
+        (record,) = session.turns()
+        await session.turn(record.turn_id).result()
+
+
+@virtual()
+async def test_a_slow_client_gets_everything_in_fewer_events() -> None:
+    async with (
+        open_session() as (app, _, session, path),
+        exchanging(app, "POST", f"{path}/query", query("count 50 1")) as exchange,
+    ):
+        await exchange.until("text")
+        exchange.reads.clear()
+        await sleep(40)
+        exchange.reads.set()
+        done = await exchange.until("done")
+        texts = [said for said in exchange.said if said.type == "text"]
+        assert "".join(said.data["content"] for said in texts) == done.data["response"]
+        assert len(texts) < 15
+        assert texts[-1].id == (done.id or 0) - 2
+        assert session.snapshot().last_seq == done.id
+
+
+@virtual()
+async def test_a_reader_too_slow_for_retention_is_told_and_still_gets_the_end() -> None:
+    retention = Retention(events=10)
+    async with (
+        open_session(retention=retention) as (app, _, session, path),
+        exchanging(app, "POST", f"{path}/query", query("flood 5000")) as exchange,
+    ):
+        await exchange.until("turn")
+        exchange.reads.clear()
+        (record,) = session.turns()
+        await session.turn(record.turn_id).result()
+        await (await session.query("flood 5000")).result()
+        exchange.reads.set()
+        done = await exchange.until("done")
+        kinds = [said.type for said in exchange.said]
+        assert kinds.count("gap") == 1
+        assert kinds[-2:] == ["gap", "done"]
+        assert done.data["response"] == "Done."
+        assert done.data["turn_id"] == record.turn_id
+        assert exchange.complete
+
+
+@virtual()
+async def test_the_sessions_stream_goes_on_over_a_gap() -> None:
+    async with open_session(retention=Retention(events=10)) as (app, _, session, path):
+        await (await session.query("flood 5000")).result()
+        async with exchanging(app, "GET", f"{path}/events") as exchange:
+            await exchange.until("done")
+            said = exchange.said
+            assert said[0].type == "gap"
+            assert said[0].data["after"] == 0
+            assert said[1].id == said[0].data["before"]
+            assert [one.id for one in said[1:]] == list(
+                range(said[1].id or 0, session.snapshot().last_seq + 1)
+            )
+
+
+@virtual()
+async def test_text_that_was_cut_reads_right_for_a_fast_and_for_a_slow_reader() -> None:
+    async with open_session() as (app, _, _, path):
+        async with exchanging(app, "POST", f"{path}/query", query("cut")) as exchange:
+            done = await exchange.until("done")
+            assert done.data["response"] == "What was said again."
+            assert answer(exchange.said) == done.data["response"]
+        async with exchanging(app, "GET", f"{path}/events") as late:
+            await late.until("done")
+            assert answer(late.said) == done.data["response"]
+
+
+def answer(said: list[Said]) -> str:
+    had: list[tuple[int, str]] = []
+    for one in said:
+        if one.type == "text":
+            had.append((one.id or 0, one.data["content"]))
+        elif one.type == "discard":
+            had = [(number, text) for number, text in had if number <= one.data["after"]]
+    return "".join(text for _, text in had)
+
+
+@virtual()
+async def test_a_stream_has_only_its_own_turn_also_when_another_was_in_front() -> None:
+    async with open_session() as (app, _, session, path):
+        first = await session.query("count 10 1")
+        async with exchanging(app, "POST", f"{path}/query", query("hi")) as exchange:
+            done = await exchange.until("done")
+            assert {said.data["turn_id"] for said in exchange.said} == {done.data["turn_id"]}
+            assert exchange.said[0].data["position"] == 1
+        assert (await first.result()).text.startswith("0 1 2 ")
+
+
+@virtual()
+async def test_a_turn_that_is_lost_ends_its_stream_with_an_error() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("die")) as exchange,
+    ):
+        error = await exchange.until("error")
+        assert (error.data["code"], error.data["outcome"]) == ("crashed", "lost")
+        assert error.data["retryable"] is True
+        assert error.data["response"] == "Half a "
+        assert exchange.complete
+
+
+@virtual()
+async def test_a_drain_ends_every_stream() -> None:
+    async with (
+        open_session() as (app, supervisor, _, path),
+        exchanging(app, "POST", f"{path}/query", query("hang")) as turn,
+        exchanging(app, "GET", f"{path}/events") as whole,
+    ):
+        await turn.until("turn")
+        await supervisor.drain(5.0)
+        await sleep(0.001)
+        assert turn.complete
+        assert (turn.said[-1].type, turn.said[-1].data["outcome"]) == ("done", "interrupted")
+        assert whole.complete
+        assert whole.said[-1].type == "bye"
+        assert whole.said[-1].data["after"] == whole.said[-2].id
+
+
+@virtual()
+async def test_many_readers_of_one_session_get_the_same() -> None:
+    async with open_session() as (app, _, session, path):
+        await (await session.query("one")).result()
+        async with (
+            exchanging(app, "GET", f"{path}/events") as a,
+            exchanging(app, "GET", f"{path}/events?after=3") as b,
+        ):
+            await (await session.query("two")).result()
+            await sleep(0.001)
+            assert a.said[3:] == b.said
+            assert len(b.said) > 3
+
+
+@virtual()
+async def test_the_head_of_a_stream_is_not_a_stream() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "HEAD", f"{path}/events") as exchange,
+    ):
+        await sleep(0.001)
+        assert exchange.complete
+        assert exchange.raw == b""
+        assert app.open_streams == 0
