@@ -308,6 +308,10 @@ async def test_a_refused_stream_gives_its_place_back() -> None:
             assert response.json()["code"] == "at_capacity"
         assert one.world.app.open_streams == 0
         assert (await stream(one.client, f"{path}/query", "hi"))[-1].type == "done"
+        await one.world.supervisor.get(path.rpartition("/")[2]).close()
+        for _ in range(3):
+            response = await one.client.post(f"{path}/query", json={"prompt": "a", "stream": True})
+            assert response.json()["code"] == "session_closed"
         assert one.world.app.open_streams == 0
 
 
