@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 offline=options.offline,
                 no_auth=options.no_auth,
                 trusted_hosts=tuple(options.trusted_host),
+                model=options.model,
+                model_aliases=dict(options.model_alias),
+                extra_tools=tuple(options.extra_tool),
+                allow_bypass_permissions=options.allow_bypass_permissions,
                 workspace=options.workspace,
                 max_sessions=options.max_sessions,
                 max_live=options.max_live,
@@ -57,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="run the server",
         description="Run the server until SIGTERM or SIGINT (Ctrl-C). It needs a Claude "
-        "credential: ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN, a `claude login`, or a cloud "
+        "credential: ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN, a `claude auth login`, or a cloud "
         "provider's; ANTHROPIC_BASE_URL is honoured. With --offline it needs none.",
     )
     serve.add_argument(
@@ -86,6 +90,30 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="further host name under which browsers may use the server; repeatable",
+    )
+    serve.add_argument(
+        "--model", metavar="NAME", help="model of sessions that name none (sonnet: the newest one)"
+    )
+    serve.add_argument(
+        "--model-alias",
+        action="append",
+        default=[],
+        type=_alias,
+        metavar="NAME=MODEL",
+        help="let sessions use one name for another model; repeatable. The names of October 2025 "
+        "mean the newest model of their family unless this says otherwise",
+    )
+    serve.add_argument(
+        "--extra-tool",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further tool of Claude Code that sessions have; repeatable",
+    )
+    serve.add_argument(
+        "--allow-bypass-permissions",
+        action="store_true",
+        help="let sessions ask for bypassPermissions, in which every tool runs unasked",
     )
     serve.add_argument(
         "--workspace",
@@ -136,6 +164,13 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65_535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
     return int(text)
+
+
+def _alias(text: str) -> tuple[str, str]:
+    name, _, model = (part.strip() for part in text.partition("="))
+    if not name or not model:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=MODEL")
+    return name, model
 
 
 def _count(text: str) -> int:

@@ -17,8 +17,8 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 HOW_TO_LOG_IN = (
-    "The server has no Claude credential. Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or log "
-    "in with `claude login` as the user that runs the server; a login is noticed within seconds. "
+    "The server has no Claude credential. Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or run "
+    "`claude auth login` as the user that runs the server; a login is noticed within seconds. "
     "To try the server without one: session-supervisor serve --offline."
 )
 
@@ -31,11 +31,13 @@ class CredentialState:
         authenticated: Whether there is one.
         offline: Whether it is for the offline model, so that no real one is needed.
         hint: What to do where there is none, for people.
+        source: Where it was found, for people; never the credential itself.
     """
 
     authenticated: bool
     offline: bool = False
     hint: str = HOW_TO_LOG_IN
+    source: str = ""
 
 
 class Credentials(Protocol):

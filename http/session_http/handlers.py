@@ -31,8 +31,8 @@ from session_http.schemas import (
     turn_summary,
 )
 from session_http.sse import EventStream, is_over
-from session_supervisor import Session, SessionKind, SessionSpec, TurnHandle, TurnResult
-from session_supervisor.errors import AtCapacity, Draining, SessionNotFound, TurnFailed
+from session_supervisor import Session, SessionSpec, TurnHandle, TurnResult
+from session_supervisor.errors import SessionNotFound, TurnFailed
 
 # -- the server ------------------------------------------------------------------------------
 
@@ -50,13 +50,7 @@ async def health(call: Call, _request: NoParameters) -> Answer:
 
 async def ready(call: Call, _request: NoParameters) -> Answer:
     """Say whether new work would be taken."""
-    snapshot = call.server.supervisor.snapshot()
-    if snapshot.draining:
-        raise Draining
-    if snapshot.live >= snapshot.max_live:
-        raise AtCapacity("agent processes", snapshot.max_live)
-    if snapshot.active >= snapshot.max_sessions:
-        raise AtCapacity("sessions", snapshot.max_sessions)
+    call.server.supervisor.check_admission()
     await _require_credential(call)
     return Ready()
 
@@ -132,11 +126,6 @@ async def start(call: Call, request: StartRequest) -> Answer:
 async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
     """Ask in a conversation."""
     session = _session(call)
-    if session.snapshot().kind is SessionKind.ONEOFF:
-        raise refuse(
-            "session_closed",
-            "A one-off query's session takes no other query. Start a conversation instead.",
-        )
     await _require_credential(call)
     if not request.stream:
         turn = await session.query(request.prompt, timeout_s=request.timeout_s)
@@ -263,7 +252,8 @@ def _spec(request: QueryRequest | StartRequest) -> SessionSpec:
 async def _result(call: Call, turn: TurnHandle) -> TurnResult:
     """Wait for a turn's answer, and note what took how long."""
     result = await turn.result()
-    call.timing["queue"] = result.queued_ms
+    call.timing["queue"] = result.queued_ms - result.spawn_ms
+    call.timing["spawn"] = result.spawn_ms
     call.timing["model"] = result.duration_ms - result.queued_ms
     return result
 

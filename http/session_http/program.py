@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from session_http import TITLE, version
@@ -22,7 +24,7 @@ from session_http.settings import HttpSettings
 from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.claude import ClaudeAgent
 from session_supervisor.agents.claude.credentials import find_credential
-from session_supervisor.agents.claude.models import DEFAULT_MODEL
+from session_supervisor.agents.claude.models import DEFAULT_ALIASES, DEFAULT_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,10 @@ class ServeOptions:
         offline: Whether the offline model answers.
         no_auth: Whether to listen beyond this machine without keys.
         trusted_hosts: Further host names under which browsers may use the server.
+        model: Model of sessions that name none; None: the agent's default.
+        model_aliases: Names that sessions may use for other models, besides the agent's own.
+        extra_tools: Further tools that sessions have.
+        allow_bypass_permissions: Whether sessions may ask for `bypassPermissions`.
         workspace: Where sessions get their private directories; None: a temporary one.
         max_sessions: Most open sessions; None: the library's default, also below.
         max_live: Most Claude Code processes.
@@ -59,6 +65,10 @@ class ServeOptions:
     offline: bool = False
     no_auth: bool = False
     trusted_hosts: tuple[str, ...] = ()
+    model: str | None = None
+    model_aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    extra_tools: tuple[str, ...] = ()
+    allow_bypass_permissions: bool = False
     workspace: Path | None = None
     max_sessions: int | None = None
     max_live: int | None = None
@@ -85,6 +95,9 @@ def run_server(options: ServeOptions) -> int:
                 "something in front of the server keeps others out."
             )
         raise_file_limit()
+        # Sessions hold many objects and leave no cycles: a full collection stops every stream for a
+        # tenth of a second and finds next to nothing, so it comes a hundred times less often.
+        gc.set_threshold(700, 10, 1_000)
         run(_serve(options, local=local))
     except CannotListen as error:
         raise CannotServe(str(error)) from error
@@ -119,8 +132,15 @@ async def _serve(options: ServeOptions, *, local: bool) -> None:
 
 async def _agent(options: ServeOptions, stack: AsyncExitStack) -> tuple[ClaudeAgent, Credentials]:
     """Return what answers prompts, and whether it can."""
+    make = partial(
+        ClaudeAgent,
+        model=options.model or DEFAULT_MODEL,
+        model_aliases={**DEFAULT_ALIASES, **options.model_aliases},
+        extra_tools=options.extra_tools,
+        allow_bypass_permissions=options.allow_bypass_permissions,
+    )
     if not options.offline:
-        return ClaudeAgent(), Watched(_look)
+        return make(), Watched(_look)
 
     from session_http.offline import OfflineModel
 
@@ -133,12 +153,16 @@ async def _agent(options: ServeOptions, stack: AsyncExitStack) -> tuple[ClaudeAg
     config_dir = stack.enter_context(
         tempfile.TemporaryDirectory(prefix="session-supervisor-offline-")
     )
-    return ClaudeAgent(env=model.environment(), config_dir=config_dir), Assumed(offline=True)
+    return make(env=model.environment(), config_dir=config_dir), Assumed(offline=True)
 
 
 async def _look() -> CredentialState:
     found = await find_credential(os.environ)
-    return CredentialState(authenticated=found.found, hint=f"{found.detail} {TRY_OFFLINE}")
+    return CredentialState(
+        authenticated=found.found,
+        hint=f"{found.detail} {TRY_OFFLINE}",
+        source=found.detail if found.found else "",
+    )
 
 
 async def _warm_up(agent: ClaudeAgent, credentials: Credentials) -> None:
@@ -146,6 +170,8 @@ async def _warm_up(agent: ClaudeAgent, credentials: Credentials) -> None:
     state = await credentials.state()
     if not state.authenticated:
         _say(f"WARNING: no Claude credential, so all work is refused. {state.hint}")
+    elif state.source:
+        _say(f"Claude credential: {state.source}")
     try:
         await agent.warm_up()
     except Exception:  # the first session runs into the same, and says so to its caller
@@ -156,7 +182,7 @@ def _settings(options: ServeOptions, *, local: bool) -> HttpSettings:
     trusted = {name.lower() for name in options.trusted_hosts}
     guarded = local or bool(trusted)
     return HttpSettings(
-        default_model=DEFAULT_MODEL,
+        default_model=options.model or DEFAULT_MODEL,
         trusted_hosts=(
             frozenset({*LOOPBACK_NAMES, options.host.lower(), *trusted}) if guarded else None
         ),

@@ -218,6 +218,8 @@ class Session:
         """
         check_query(prompt, timeout_s)
         core = self._core
+        if core.kind is SessionKind.ONEOFF and (core.ledger.records() or core.mailbox.waiting_work):
+            raise SessionClosed(core.session_id)
         if turn_id is not None and (core.ledger.knows(turn_id) or core.mailbox.waits(turn_id)):
             raise InvalidSpec("turn_id", f"{turn_id!r} was used before in this session")
         if not queue and (core.mailbox.waiting_work or core.ledger.open()):

@@ -205,6 +205,23 @@ class Supervisor:
             await self.close(entry.core.session_id)
             raise
 
+    def check_admission(self, kind: SessionKind = SessionKind.CONVERSATION) -> None:
+        """Return if a session of this kind would be admitted now.
+
+        Args:
+            kind: What it would be for.
+
+        Raises:
+            AtCapacity: There are as many sessions, or processes, as there may be.
+            Draining: The supervisor is shutting down.
+        """
+        self._refuse_when_draining()
+        config = self._config
+        if kind is SessionKind.CONVERSATION and self._conversations >= config.max_sessions:
+            raise AtCapacity("sessions", config.max_sessions)
+        if self._live >= config.max_live:
+            raise AtCapacity("agent processes", config.max_live)
+
     def get(self, session_id: str, *, owner: str | None = None) -> Session:
         """Return a session, also one that has ended and is still kept.
 
@@ -301,14 +318,9 @@ class Supervisor:
     async def _admit(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
         if not self._open:
             raise RuntimeError("The supervisor is not open: use `async with Supervisor(...)`.")
-        self._refuse_when_draining()
         self._agent.check(spec)
-        config = self._config
+        self.check_admission(kind)
         conversation = kind is SessionKind.CONVERSATION
-        if conversation and self._conversations >= config.max_sessions:
-            raise AtCapacity("sessions", config.max_sessions)
-        if self._live >= config.max_live:
-            raise AtCapacity("agent processes", config.max_live)
         # Counted before the first wait, so that many at once keep within the limits.
         self._live += 1
         self._conversations += conversation

@@ -101,12 +101,43 @@ def test_without_a_credential_it_serves_and_refuses_work(tmp_path: Path) -> None
         refused = httpx.post(f"{address}/query", json={"prompt": "hi"}, timeout=20)
         assert refused.status_code == 503
         assert refused.json()["code"] == "not_authenticated"
-        assert "claude login" in refused.json()["detail"]
+        assert "claude auth login" in refused.json()["detail"]
         assert "--offline" in refused.json()["detail"]
         process.send_signal(signal.SIGTERM)
         status, printed = ends(process)
         assert status == 0
         assert "no Claude credential" in printed
+
+
+def test_the_start_says_which_credential_it_found_and_never_what_it_is(tmp_path: Path) -> None:
+    secret = "sk-ant-nobody-may-see-this"  # not one, of course
+    with running(tmp_path, "serve", "--port", "0", env={"ANTHROPIC_API_KEY": secret}) as process:
+        address, printed = listens(process)
+        assert httpx.get(f"{address}/health", timeout=30).json()["authenticated"] is True
+        process.terminate()
+        printed += ends(process)[1]
+    assert "Claude credential: ANTHROPIC_API_KEY" in printed
+    assert secret not in printed
+
+
+def test_the_operator_decides_on_models_and_modes(tmp_path: Path) -> None:
+    given = (
+        "--model",
+        "opus",
+        "--model-alias",
+        "fast=no-such-model",
+        "--extra-tool",
+        "NotebookEdit",
+    )
+    with running(tmp_path, "serve", "--offline", "--port", "0", *given) as process:
+        address, _ = listens(process)
+        with httpx.Client(base_url=address, timeout=30) as client:
+            session = client.post("/session/start", json={}).json()["session_id"]
+            assert client.get(f"/session/{session}").json()["model"] == "opus"
+            renamed = client.post("/query", json={"prompt": "hi", "model": "fast"})
+            assert (renamed.status_code, renamed.json()["code"]) == (502, "model_not_found")
+            bypass = {"prompt": "hi", "permission_mode": "bypassPermissions"}
+            assert client.post("/query", json=bypass).status_code == 403
 
 
 def test_the_port_comes_from_the_environment_unless_it_is_given(tmp_path: Path) -> None:
@@ -150,6 +181,8 @@ def test_told_so_it_listens_beyond_this_machine(tmp_path: Path) -> None:
     [
         ("serve", "--port", "x"),
         ("serve", "--port", "70000"),
+        ("serve", "--model-alias", "x"),
+        ("serve", "--model-alias", "=x"),
         ("serve", "--max-live", "0"),
         ("serve", "--turn-timeout", "0"),
         ("serve", "--idle-timeout", "-1"),

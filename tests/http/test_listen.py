@@ -25,6 +25,15 @@ def has_ipv6() -> bool:
     return True
 
 
+def test_small_answers_are_not_held_back() -> None:
+    # asyncio looks at the protocol that a socket was made with, or leaves Nagle's algorithm on
+    sockets = open_sockets("127.0.0.1", 0)
+    try:
+        assert [one.proto for one in sockets] == [socket.IPPROTO_TCP]
+    finally:
+        close_all(sockets)
+
+
 def test_localhost_is_both_loopback_addresses_on_one_port() -> None:
     sockets = open_sockets("localhost", 0)
     try:

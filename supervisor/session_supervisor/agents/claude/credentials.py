@@ -13,6 +13,7 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from session_supervisor.agents.claude.launch import find_cli
+from session_supervisor.agents.claude.variables import is_on
 from session_supervisor.errors import AgentMissing
 from session_supervisor.spec import JsonObject
 
@@ -31,8 +32,6 @@ _SECRETS = {
     "CLAUDE_CODE_OAUTH_TOKEN": "an OAuth token of a Claude subscription",
 }
 """Variables that hold a secret, in the order in which the CLI prefers them."""
-
-_FALSE = frozenset({"", "0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,7 @@ async def find_credential(
 def in_environment(env: Mapping[str, str]) -> Credential | None:
     """Return the credential that environment variables give, if they do."""
     for name, provider in _CLOUDS.items():
-        if env.get(name, "").lower() not in _FALSE:
+        if is_on(env, name):
             return Credential(
                 found=True,
                 source=name,
@@ -111,6 +110,8 @@ async def _login(
 async def _answer(cli: str, env: Mapping[str, str], timeout_s: float) -> JsonObject | None:
     asked = await asyncio.create_subprocess_exec(
         cli,
+        # Sessions read no settings files either, so a key helper in one would be none of theirs.
+        "--setting-sources=",
         "auth",
         "status",
         stdin=asyncio.subprocess.DEVNULL,
@@ -140,6 +141,7 @@ def _none(why: str) -> Credential:
     return Credential(
         found=False,
         source="none",
-        detail=f"{why} Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or run `claude login` "
+        detail=f"{why} Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or run `claude auth "
+        "login` "
         "as the user that runs the server.",
     )
