@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from tests.conftest import MARKER as RUN
 from tests.e2e.sse import Client
 
 ROOT = Path(__file__).parents[2]
-MARKER = "E2E_SERVER"
 OFFLINE = ("--offline", "--port=0")
 
 
@@ -91,7 +89,6 @@ def running_server(
     home, temporary = folder / "home", folder / "tmp"
     home.mkdir(parents=True)
     temporary.mkdir()
-    marker = str(uuid.uuid4())
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COV")}
     environment = {
         **coverage,
@@ -101,7 +98,6 @@ def running_server(
         "LANG": "C.UTF-8",
         "PYTHONPATH": f"{ROOT / 'http'}{os.pathsep}{ROOT / 'supervisor'}",
         RUN: os.environ[RUN],
-        MARKER: marker,
         **(env or {}),
     }
     with (
@@ -120,7 +116,8 @@ def running_server(
                 url=_address(process, folder),
                 folder=folder,
                 process=process,
-                marker=f"{MARKER}={marker}".encode(),
+                # Nobody else has this directory, and sessions inherit the variable.
+                marker=f"TMPDIR={temporary}".encode(),
             )
             yield server
             if process.poll() is None:

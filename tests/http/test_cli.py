@@ -113,6 +113,11 @@ def test_the_start_says_which_credential_it_found_and_never_what_it_is(tmp_path:
     secret = "sk-ant-nobody-may-see-this"  # not one, of course
     with running(tmp_path, "serve", "--port", "0", env={"ANTHROPIC_API_KEY": secret}) as process:
         address, printed = listens(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            if "credential" in line:
+                break
         assert httpx.get(f"{address}/health", timeout=30).json()["authenticated"] is True
         process.terminate()
         printed += ends(process)[1]
