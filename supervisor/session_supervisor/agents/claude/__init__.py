@@ -2,7 +2,8 @@
 
 Importing it does not import the SDK, which takes a second; starting the first process does.
 
-Rooms: `agent` starts processes, `launch` says how, `program` is the running program, `process`
+Rooms: `agent` starts processes, `launch` says how, `variables` what they inherit, `confinement`
+which files they may touch, `sandbox` what Bash may, `program` is the running program, `process`
 the port's view of it, `transport` the SDK's, `translate` turns what it prints into the port's
 messages, `failures` says what an error means, `orphans` finds what it left behind, `tools` and
 `models` know names, `credentials` tells how the CLI would log in.

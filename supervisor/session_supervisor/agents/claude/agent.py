@@ -17,7 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from session_supervisor.agents.claude import launch, models, tools
+from session_supervisor.agents.claude import launch, models, sandbox, tools, variables
+from session_supervisor.agents.claude.confinement import Confinement
 from session_supervisor.agents.claude.orphans import Sweeper
 from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
 from session_supervisor.agents.claude.program import Program
@@ -57,10 +58,15 @@ class ClaudeAgent:
         model_aliases: Mapping[str, str] = models.DEFAULT_ALIASES,
         extra_tools: Sequence[str] = (),
         env: Mapping[str, str] = MappingProxyType({}),
+        env_passthrough: Sequence[str] = (),
         config_dir: str | os.PathLike[str] | None = None,
         allow_bypass_permissions: bool = False,
         setting_sources: Sequence[str] = (),
         verbatim_prompts: bool = True,
+        confine_files: bool = True,
+        extra_dirs: Sequence[str | os.PathLike[str]] = (),
+        hidden_dirs: Sequence[str | os.PathLike[str]] = (),
+        sandbox: bool = False,
         max_line: int = 64 * 2**20,
         stderr_lines: int = 100,
         stop_times: StopTimes | None = None,
@@ -72,7 +78,12 @@ class ClaudeAgent:
             model: The model of sessions that name none; a family's name means its newest.
             model_aliases: Names that sessions may use for other names.
             extra_tools: Further tools of sessions that name none; sessions may name them too.
+                If they reach files, no `confine_files` confines them.
             env: Further environment variables of every process, such as `ANTHROPIC_BASE_URL`.
+                A session's shell can print them.
+            env_passthrough: Names, and beginnings of names with a `*` behind, of variables of
+                ours that processes get besides those that `variables` lists: what the CLI needs
+                to run, to log in and to reach the model.
             config_dir: Where the CLI keeps transcripts and login (`CLAUDE_CONFIG_DIR`); None:
                 where it always does, so that the login of this user is found.
             allow_bypass_permissions: Whether sessions may have `bypassPermissions`.
@@ -80,20 +91,37 @@ class ClaudeAgent:
                 settings can run programs: list it only where every directory is trusted.
             verbatim_prompts: Whether a prompt is mere text. Otherwise its slash commands are
                 carried out, and the files that it names with `@` are read, without asking.
+            confine_files: Whether Read, Write, Edit, NotebookEdit, Glob and Grep reach only a
+                session's own directory, in every permission mode. It says nothing about Bash.
+            extra_dirs: Further directories that the file tools of every session may use.
+            hidden_dirs: Directories that no session may read, even where they lie in its own, but
+                for what lies further down and is its own: the server's files, and the directory
+                that holds those of all sessions. The CLI's own are always among them.
+            sandbox: Whether Bash runs in the CLI's sandbox (Linux, needs bubblewrap and
+                socat): it writes only where the file tools may, reads nothing that is hidden,
+                and has neither a network nor our credentials.
             max_line: Longest message of the CLI, bytes. The SDK's own limit, 1 MiB, is less than
                 one picture.
             stderr_lines: How much of a process's standard error to keep, lines.
             stop_times: How long stopping a process may take.
+
+        Raises:
+            ValueError: `env_passthrough` holds what cannot be a name.
         """
         self._cli_path = cli_path
         self._model = model
         self._aliases = dict(model_aliases)
         self._extra_tools = tuple(extra_tools)
         self._env = dict(env)
+        self._env_passthrough = variables.checked(env_passthrough)
         self._config_dir = None if config_dir is None else os.fspath(config_dir)
         self._allow_bypass = allow_bypass_permissions
         self._setting_sources = tuple(setting_sources)
         self._verbatim = verbatim_prompts
+        self._confine_files = confine_files
+        self._extra_dirs = tuple(os.path.abspath(one) for one in extra_dirs)
+        self._hidden_dirs = tuple(os.path.abspath(one) for one in hidden_dirs)
+        self._sandbox = sandbox
         self._max_line = max_line
         self._stderr_lines = stderr_lines
         self._stop_times = stop_times or StopTimes()
@@ -155,7 +183,7 @@ class ClaudeAgent:
             resume: Id of the conversation to go on with; None begins one.
 
         Raises:
-            AgentMissing: There is no Claude Code on this machine.
+            AgentMissing: There is no Claude Code on this machine, or no sandbox for it.
             AgentStartFailed: It did not come up; the error has its last words.
             ResumeNotFound: It does not know the conversation.
         """
@@ -164,7 +192,17 @@ class ClaudeAgent:
         try:
             scratch = tempfile.mkdtemp(prefix="claude-", dir=self._env.get(launch.SCRATCH))
             try:
-                program = await self._start(cli, fingerprint, marker, scratch, resume)
+                env = self._environment(fingerprint, marker, scratch)
+                if self._sandbox:
+                    sandbox.require(env.get("PATH"))
+                limits = Confinement.of(
+                    env,
+                    cwd=fingerprint.cwd,
+                    scratch=scratch,
+                    extra_dirs=self._extra_dirs,
+                    hidden_dirs=self._hidden_dirs,
+                )
+                program = await self._start(cli, fingerprint, env, scratch, limits, resume)
             except BaseException:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
@@ -186,7 +224,11 @@ class ClaudeAgent:
             # The import, if it is the first, runs while the CLI comes up.
             transports = await self._transports()
             transport = transports.ControlTransport(program)
-            client = transports.client_for(transport, verbatim_prompts=self._verbatim)
+            client = transports.client_for(
+                transport,
+                verbatim_prompts=self._verbatim,
+                confinement=limits if self._confine_files else None,
+            )
             await process.connect(client, transport.accept)
         except BaseException as error:
             program.signal(signal.SIGKILL)
@@ -205,7 +247,13 @@ class ClaudeAgent:
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def _start(
-        self, cli: str, fingerprint: Fingerprint, marker: str, scratch: str, resume: str | None
+        self,
+        cli: str,
+        fingerprint: Fingerprint,
+        env: Mapping[str, str],
+        scratch: str,
+        limits: Confinement,
+        resume: str | None,
     ) -> Program:
         model = fingerprint.model or self._model
         exist, allowed = tools.resolve(fingerprint.allowed_tools, extra=self._extra_tools)
@@ -215,11 +263,21 @@ class ClaudeAgent:
             tools=exist,
             allowed=allowed,
             setting_sources=self._setting_sources,
+            extra_dirs=self._extra_dirs,
+            settings=sandbox.settings(limits, env) if self._sandbox else None,
             system_prompt_file=_written(fingerprint.system_prompt, scratch),
             session_id=str(uuid.uuid4()),
             resume=resume,
         )
-        env = launch.environment(
+        return await Program.start(
+            launch.tied_to_us([cli, *given]),
+            cwd=fingerprint.cwd,
+            env=env,
+            stderr_lines=self._stderr_lines,
+        )
+
+    def _environment(self, fingerprint: Fingerprint, marker: str, scratch: str) -> dict[str, str]:
+        return launch.environment(
             os.environ,
             self._env,
             marker=marker,
@@ -228,12 +286,7 @@ class ClaudeAgent:
             sdk_version=importlib.metadata.version("claude-agent-sdk"),
             config_dir=self._config_dir,
             background=fingerprint.background,
-        )
-        return await Program.start(
-            launch.tied_to_us([cli, *given]),
-            cwd=fingerprint.cwd,
-            env=env,
-            stderr_lines=self._stderr_lines,
+            passthrough=self._env_passthrough,
         )
 
     async def _transports(self) -> ModuleType:

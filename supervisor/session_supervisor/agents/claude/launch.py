@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from session_supervisor.agents.claude import variables
 from session_supervisor.agents.port import Fingerprint
 from session_supervisor.errors import AgentMissing
 
@@ -25,11 +26,6 @@ _QUIET = {
     "DISABLE_TELEMETRY": "1",
     "DISABLE_AUTOUPDATER": "1",
 }
-
-_OF_ANOTHER_SESSION = frozenset(
-    {"CLAUDECODE", "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_SSE_PORT", "CLAUDE_CODE_CHILD_SESSION"}
-)
-"""What a Claude Code that we were started from has told us, and its child must not believe."""
 
 
 def find_cli(cli_path: str | os.PathLike[str] | None = None) -> str:
@@ -90,6 +86,8 @@ def arguments(
     tools: Sequence[str],
     allowed: Sequence[str],
     setting_sources: Sequence[str] = (),
+    extra_dirs: Sequence[str] = (),
+    settings: str | None = None,
     system_prompt_file: str | None = None,
     session_id: str | None = None,
     resume: str | None = None,
@@ -104,6 +102,8 @@ def arguments(
         tools: The tools that exist.
         allowed: Those that run without asking.
         setting_sources: Settings files to read: `user`, `project`, `local`.
+        extra_dirs: Where file tools may be used as they are in the working directory.
+        settings: Further settings of ours, as JSON.
         system_prompt_file: Holds what replaces the CLI's own system prompt. Not an argument of
             its own: those have a limit, and every user of the machine can read them.
         session_id: The id of a new conversation.
@@ -121,11 +121,14 @@ def arguments(
     ]
     if allowed:
         given.append(f"--allowedTools={','.join(allowed)}")
+    given += (f"--add-dir={path}" for path in extra_dirs)
     if not setting_sources:
         # Otherwise the servers of the user's own configuration are started for every session.
         given.append("--strict-mcp-config")
     if fingerprint.permission_mode == "bypassPermissions":
         given.append("--allow-dangerously-skip-permissions")
+    if settings is not None:
+        given.append(f"--settings={settings}")
     if system_prompt_file is not None:
         given.append(f"--system-prompt-file={system_prompt_file}")
     if fingerprint.max_turns is not None:
@@ -147,11 +150,12 @@ def environment(
     sdk_version: str,
     config_dir: str | None = None,
     background: bool = True,
+    passthrough: Sequence[str] = (),
 ) -> dict[str, str]:
     """Return the environment of one process.
 
     Args:
-        inherited: Ours.
+        inherited: Ours, of which `variables` says what it gets.
         given: The operator's variables; they win over all but the next two.
         marker: Unique value by which the process's children are found.
         scratch: Directory for what the CLI writes for as long as it lives: the output of work in
@@ -161,8 +165,9 @@ def environment(
         config_dir: Where the CLI keeps its transcripts and its login; None: where it always does.
         background: Whether subagents and shells may go on after the turn that began them. The
             CLI lets subagents do so unless they are told not to.
+        passthrough: Names and patterns of further variables of ours that it gets.
     """
-    kept = {name: value for name, value in inherited.items() if name not in _OF_ANOTHER_SESSION}
+    kept = variables.inherited(inherited, given, passthrough=passthrough)
     own = {
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
         "CLAUDE_AGENT_SDK_VERSION": sdk_version,

@@ -1,9 +1,9 @@
 """The SDK's end of the line to the CLI.
 
-The SDK speaks the control protocol (initialize, interrupt, permissions) and gets only that. What
-the session says goes past it, for four reasons, all measured: the SDK queues control answers
-behind a hundred messages that nobody may have read yet, drops kinds of messages that it does not
-know, ends its stream at one that it cannot parse, and takes ten seconds to close.
+The SDK speaks the control protocol (initialize, interrupt, hooks, permissions) and gets only
+that. What the session says goes past it, for four reasons, all measured: the SDK queues control
+answers behind a hundred messages that nobody may have read yet, drops kinds of messages that it
+does not know, ends its stream at one that it cannot parse, and takes ten seconds to close.
 
 Importing this module imports the SDK, which takes a second: do it late.
 """
@@ -12,10 +12,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Transport
+from claude_agent_sdk import (
+    ClaudeAgentOptions,
+    ClaudeSDKClient,
+    HookContext,
+    HookInput,
+    HookJSONOutput,
+    HookMatcher,
+    Transport,
+)
 
+from session_supervisor.agents.claude.confinement import TOOLS, Confinement
 from session_supervisor.agents.claude.program import Program
 from session_supervisor.spec import JsonObject
 
@@ -57,13 +66,38 @@ class ControlTransport(Transport):
         self._program.close_input()
 
 
-def client_for(transport: ControlTransport, *, verbatim_prompts: bool) -> ClaudeSDKClient:
+def client_for(
+    transport: ControlTransport, *, verbatim_prompts: bool, confinement: Confinement | None
+) -> ClaudeSDKClient:
     """Return an SDK client on a transport, not connected yet.
 
     Args:
         transport: Its end of the line.
         verbatim_prompts: Whether prompts are mere text, so that `/clear` does nothing and
             `@/etc/passwd` reads nothing.
+        confinement: Which files the session's file tools may touch; None: all.
     """
     options = ClaudeAgentOptions(verbatim_prompts=verbatim_prompts)
+    if confinement is not None:
+        options.hooks = {"PreToolUse": [_guard(confinement)]}
     return ClaudeSDKClient(options, transport=transport)
+
+
+def _guard(confinement: Confinement) -> HookMatcher:
+    async def decide(
+        call: HookInput, _tool_use_id: str | None, _context: HookContext
+    ) -> HookJSONOutput:
+        # In a thread: a file system that does not answer holds this session up, and no other.
+        refusal = await asyncio.to_thread(confinement.refusal, cast("JsonObject", call))
+        if refusal is None:
+            return {}
+        return {
+            "hookSpecificOutput": {
+                "hookEventName": "PreToolUse",
+                "permissionDecision": "deny",
+                "permissionDecisionReason": refusal,
+            }
+        }
+
+    # Where the hook fails, or the CLI is too old to heed it, the answer is no.
+    return HookMatcher(matcher="|".join(TOOLS), hooks=[decide], on_failure="block")

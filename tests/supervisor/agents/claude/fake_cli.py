@@ -16,8 +16,13 @@ def say(frame: object) -> None:
     sys.stdout.flush()
 
 
-def answer(request: dict[str, Any], subtype: str = "success") -> None:
-    reply = {"subtype": subtype, "request_id": request["request_id"], "error": "No, I will not."}
+def answer(request: dict[str, Any], subtype: str = "success", *, hooks: bool = True) -> None:
+    reply = {
+        "subtype": subtype,
+        "request_id": request["request_id"],
+        "error": "No, I will not.",
+        "response": {"hook_on_failure_supported": True} if hooks else {},
+    }
     say({"type": "control_response", "response": reply})
 
 
@@ -53,7 +58,8 @@ def control(frame: dict[str, Any], manners: set[str]) -> None:
                 sys.stdout.write('{"type": "control_resp\n')
                 sys.stdout.flush()
                 return
-            answer(frame, "error" if "refuses" in manners else "success")
+            how = "error" if "refuses" in manners else "success"
+            answer(frame, how, hooks="old" not in manners)
         case "interrupt" if "deaf" in manners:
             return
         case _:

@@ -279,3 +279,10 @@ async def test_closing_the_agent_stops_what_nobody_has_stopped(fake: FakeAgent) 
     await agent.aclose()
     assert not any(alive(process.pid) for process in processes)
     await agent.aclose()
+
+
+async def test_a_program_that_would_not_heed_the_limits_of_files_is_not_used(
+    fake: FakeAgent,
+) -> None:
+    with pytest.raises(AgentStartFailed, match="on_failure"):
+        await fake("old").spawn(FINGERPRINT)

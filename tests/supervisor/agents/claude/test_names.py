@@ -136,6 +136,13 @@ def test_neither_settings_nor_servers_of_the_user_count_unless_the_operator_says
     assert "--strict-mcp-config" not in trusting
 
 
+def test_further_directories_and_settings_are_told_to_the_cli() -> None:
+    arguments = launch.arguments(
+        PLAIN, model="m", tools=(), allowed=(), extra_dirs=("/a", "/b"), settings="{}"
+    )
+    assert {"--add-dir=/a", "--add-dir=/b", "--settings={}"} <= set(arguments)
+
+
 def test_the_environment_is_ours_without_another_session_s_and_with_the_operators() -> None:
     env = launch.environment(
         {"PATH": "/bin", "CLAUDECODE": "1", "DISABLE_TELEMETRY": "0", launch.MARKER: "outer"},
