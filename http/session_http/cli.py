@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from session_http import version
 
 DEFAULT_PORT = 3000
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--trusted-host",
         action="append",
         default=[],
+        type=_host_name,
         metavar="NAME",
         help="further host name under which browsers may use the server; repeatable",
     )
@@ -164,6 +168,14 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65_535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
     return int(text)
+
+
+def _host_name(text: str) -> str:
+    if not _HOST_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a host name; give it alone, without scheme, port and brackets"
+        )
+    return text
 
 
 def _alias(text: str) -> tuple[str, str]:

@@ -27,22 +27,27 @@ def check_origin(method: str, headers: Headers, trusted: Collection[str] | None)
     Args:
         method: Of the request.
         headers: Of the request.
-        trusted: Host names, lower case, that are not foreign; None: every one.
+        trusted: Host names, lower case, that are not foreign; None: whatever the request is
+            addressed to, which leaves only pages of other hosts to be refused.
 
     Raises:
         ProblemError: It is foreign.
     """
-    if trusted is None:
-        return
     host = _host_name(f"//{headers.get('host', '')}")
-    if host not in trusted:
+    if trusted is None:
+        trusted = frozenset({host})
+    # What cannot be understood has an empty name, which nobody can be trusted by.
+    elif not host or host not in trusted:
         raise refuse(
             "untrusted_origin",
             f"This server is not known as {host!r}. Use localhost, or start it with "
             "--trusted-host NAME.",
         )
     origin = headers.get("origin")
-    if origin is not None and method not in _HARMLESS and _host_name(origin) not in trusted:
+    if origin is None or method in _HARMLESS:
+        return
+    page = _host_name(origin)
+    if not page or page not in trusted:
         raise refuse(
             "untrusted_origin",
             f"A page of {origin[:200]!r} may not use this server. Start it with --trusted-host "

@@ -32,7 +32,7 @@ from session_http.schemas import (
 )
 from session_http.sse import EventStream, is_over
 from session_supervisor import Session, SessionSpec, TurnHandle, TurnResult
-from session_supervisor.errors import SessionNotFound, TurnFailed
+from session_supervisor.errors import InvalidSpec, SessionNotFound, TurnFailed
 
 # -- the server ------------------------------------------------------------------------------
 
@@ -205,7 +205,11 @@ async def session_events(call: Call, request: EventsParameters) -> Answer:
     session = _session(call)
     after = _last_event_id(call)
     after = (request.after or 0) if after is None else after
-    cursor = session.events(after)
+    try:
+        cursor = session.events(after)
+    except InvalidSpec as error:
+        where = "after" if call.last_event_id is None else "Last-Event-ID"
+        raise InvalidRequest([FieldError(field=where, message=error.reason)]) from error
     if is_over(session, after):
         return Nothing()
     return EventStream(session=session, cursor=cursor, slot=call.server.streams.reserve())

@@ -28,7 +28,7 @@ def addresses(host: str) -> tuple[str, ...]:
         return ("127.0.0.1", "::1")
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for labels that are too long
         raise CannotListen(f"The host {host!r} is not known: {error}.") from error
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 

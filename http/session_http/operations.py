@@ -123,7 +123,7 @@ SESSIONS = "Conversation sessions"
 TURNS = "Turns and events"
 
 _STARTS_WORK = ("not_authenticated", "draining", *TURN_CODES)
-_STARTS_SESSION = ("at_capacity", "not_allowed", *_STARTS_WORK)
+_STARTS_SESSION = ("at_capacity", "no_workspace", "not_allowed", *_STARTS_WORK)
 _FINDS_SESSION = ("session_not_found",)
 _TELLS_SESSION = (*_FINDS_SESSION, "session_closed", "queue_full")
 

@@ -61,6 +61,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "queue_full": Kind(429, "Too much waits in the session already."),
         "at_capacity": Kind(503, "There are as many sessions or processes as there may be."),
         "too_many_streams": Kind(503, "There are as many open streams as there may be."),
+        "no_workspace": Kind(503, "The server cannot make a directory for the session."),
         "draining": Kind(503, "The server is shutting down."),
         "not_authenticated": Kind(503, "The server has no Claude credential."),
         # How a turn can end without an answer

@@ -94,6 +94,8 @@ def run_server(options: ServeOptions) -> int:
                 "anybody could run commands here. Listen on localhost, or say --no-auth if "
                 "something in front of the server keeps others out."
             )
+        if options.workspace is not None:
+            _check_workspace(options.workspace)
         raise_file_limit()
         # Sessions hold many objects and leave no cycles: a full collection stops every stream for a
         # tenth of a second and finds next to nothing, so it comes a hundred times less often.
@@ -102,6 +104,17 @@ def run_server(options: ServeOptions) -> int:
     except CannotListen as error:
         raise CannotServe(str(error)) from error
     return 0
+
+
+def _check_workspace(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise CannotServe(
+            f"--workspace {directory}: sessions cannot get directories there ({error.strerror})."
+        ) from error
 
 
 async def _serve(options: ServeOptions, *, local: bool) -> None:

@@ -51,7 +51,7 @@ class StopTimes:
     drain_s: float = 10.0
     flush_s: float = 2.0
     close_s: float = 4.0
-    hurry_s: float = 2.0
+    hurry_s: float = 8.0
 
 
 class Stop:
@@ -154,10 +154,15 @@ async def _drain(app: App, supervisor: Supervisor, stop: Stop, times: StopTimes)
         for task in (draining, urgent):
             task.cancel()
         await asyncio.wait({draining, urgent})
-    try:
-        async with asyncio.timeout(times.flush_s):
-            await app.all_answered()
-    except TimeoutError:
+    answered = asyncio.create_task(app.all_answered(), name="answers")
+    hurry = asyncio.create_task(stop.urgent.wait(), name="second signal")
+    await asyncio.wait(
+        {answered, hurry}, timeout=times.flush_s, return_when=asyncio.FIRST_COMPLETED
+    )
+    for task in (answered, hurry):
+        task.cancel()
+    await asyncio.wait({answered, hurry})
+    if app.open_requests:
         logger.warning("%d requests are left unanswered", app.open_requests)
 
 

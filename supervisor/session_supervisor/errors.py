@@ -11,6 +11,7 @@ SupervisorError
 │   ├── Busy                   a turn runs, and the caller would not wait
 │   ├── MailboxFull            too much waits already; retry later
 │   ├── AtCapacity             too many sessions or processes; retry later
+│   ├── NoWorkspace            no directory can be made; the operator must look
 │   └── Draining               the supervisor is going away
 ├── TurnFailed                 a turn ended without an answer: its code says why
 ├── AgentError                 raised by adapters of the Agent port
@@ -131,6 +132,18 @@ class AtCapacity(Refused):
     def __init__(self, what: str, bound: int, *, retry_after: float = 5.0) -> None:
         super().__init__(f"All {bound} {what} are in use. Close one, or try again later.")
         self.retry_after = retry_after
+
+
+class NoWorkspace(Refused):
+    """No directory can be made for a session."""
+
+    code = "no_workspace"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The server cannot make a directory for the session: {reason}. Its operator must look."
+        )
+        self.retry_after = 30.0
 
 
 class Draining(Refused):

@@ -169,6 +169,7 @@ class Supervisor:
         Raises:
             InvalidSpec: The agent could not do what is asked.
             AtCapacity: There are as many sessions, or processes, as there may be.
+            NoWorkspace: No directory can be made for it.
             Draining: The supervisor is shutting down.
         """
         entry = await self._admit(spec or SessionSpec(), owner, SessionKind.CONVERSATION)

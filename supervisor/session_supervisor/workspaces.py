@@ -6,6 +6,7 @@ finds a conversation again by the directory that it was held in.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,12 +14,20 @@ from typing import Protocol
 
 import anyio.to_thread
 
+from session_supervisor.errors import NoWorkspace
+
+logger = logging.getLogger(__name__)
+
 
 class Workspaces(Protocol):
     """Allots directories, and takes them back."""
 
     async def allot(self, session_id: str) -> Path:
-        """Make a directory that is this session's alone, and return its absolute path."""
+        """Make a directory that is this session's alone, and return its absolute path.
+
+        Raises:
+            NoWorkspace: It cannot be made.
+        """
         ...
 
     async def release(self, directory: Path) -> None:
@@ -43,12 +52,16 @@ class PrivateDirectories:
 
     async def allot(self, session_id: str) -> Path:
         """See `Workspaces.allot`."""
-        if self._root is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="session-supervisor-")
-            self._root = Path(self._temporary.name)
-        directory = self._root / session_id
-        # A few system calls: a thread would take longer to hand them to.
-        directory.mkdir(mode=0o700, parents=True)
+        try:
+            if self._root is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="session-supervisor-")
+                self._root = Path(self._temporary.name)
+            directory = self._root / session_id
+            # A few system calls: a thread would take longer to hand them to.
+            directory.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            logger.exception("no directory can be made for session %s", session_id)
+            raise NoWorkspace(error.strerror or type(error).__name__) from error
         return directory
 
     async def release(self, directory: Path) -> None:

@@ -162,6 +162,16 @@ def test_a_port_in_use_is_said_so(tmp_path: Path) -> None:
     assert "Traceback" not in printed
 
 
+def test_a_workspace_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    given = ("serve", "--offline", "--port", "0", "--workspace", str(tmp_path / "file"))
+    with running(tmp_path, *given) as process:
+        status, printed = ends(process)
+    assert status == 1
+    assert "--workspace" in printed
+    assert "Traceback" not in printed
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_it_does_not_listen_beyond_this_machine_unasked(tmp_path: Path, host: str) -> None:
     with running(tmp_path, "serve", "--offline", "--host", host, "--port", "0") as process:
@@ -186,6 +196,10 @@ def test_told_so_it_listens_beyond_this_machine(tmp_path: Path) -> None:
     [
         ("serve", "--port", "x"),
         ("serve", "--port", "70000"),
+        ("serve", "--trusted-host", ""),
+        ("serve", "--trusted-host", "https://a.example"),
+        ("serve", "--trusted-host", "a.example:80"),
+        ("serve", "--trusted-host", "*"),
         ("serve", "--model-alias", "x"),
         ("serve", "--model-alias", "=x"),
         ("serve", "--max-live", "0"),

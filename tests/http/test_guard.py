@@ -45,5 +45,15 @@ def test_reading_is_left_to_the_browsers_own_rules() -> None:
     check("GET", host="localhost:3000", origin="https://evil.example")
 
 
-def test_without_trusted_names_nothing_is_refused() -> None:
-    check_origin("POST", Headers({"host": "a", "origin": "https://b"}), None)
+def test_without_trusted_names_only_pages_of_other_hosts_are_refused() -> None:
+    check_origin("POST", Headers({"host": "a:1", "origin": "https://a"}), None)
+    check_origin("POST", Headers({"host": "a"}), None)
+    for host, origin in (("a", "https://b"), ("", "null"), ("[", "null")):
+        with pytest.raises(ProblemError):
+            check_origin("POST", Headers({"host": host, "origin": origin}), None)
+
+
+def test_a_name_that_is_none_is_never_trusted() -> None:
+    for headers in ({"host": "["}, {"host": "localhost", "origin": "null"}):
+        with pytest.raises(ProblemError):
+            check_origin("POST", Headers(headers), frozenset({"", "localhost"}))

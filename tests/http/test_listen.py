@@ -25,6 +25,11 @@ def has_ipv6() -> bool:
     return True
 
 
+def test_a_name_that_cannot_be_one_is_said_so() -> None:
+    with pytest.raises(CannotListen, match="is not known"):
+        addresses("x" * 64 + ".example")
+
+
 def test_small_answers_are_not_held_back() -> None:
     # asyncio looks at the protocol that a socket was made with, or leaves Nagle's algorithm on
     sockets = open_sockets("127.0.0.1", 0)

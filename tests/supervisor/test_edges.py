@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ from session_supervisor.errors import (
     Draining,
     FailureCode,
     InvalidSpec,
+    NoWorkspace,
     ResumeNotFound,
     SessionClosed,
     StoreError,
@@ -441,6 +443,19 @@ async def test_a_start_that_the_store_refuses_leaves_nothing() -> None:
         with pytest.raises(StoreError):
             await supervisor.start()
         assert not directories.held
+        assert supervisor.snapshot().live == 0
+
+
+@virtual()
+async def test_a_session_without_a_directory_is_refused() -> None:
+    class Full(ImaginaryDirectories):
+        async def allot(self, session_id: str) -> Path:
+            raise NoWorkspace("the disk is full")
+
+    supervisor = Supervisor(ScriptedAgent(), workspaces=Full())
+    async with supervisor:
+        with pytest.raises(NoWorkspace, match="disk is full"):
+            await supervisor.start()
         assert supervisor.snapshot().live == 0
 
 
