@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from session_supervisor.agents.claude import launch, models, sandbox, tools, var
 from session_supervisor.agents.claude.confinement import Confinement
 from session_supervisor.agents.claude.orphans import Sweeper
 from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
-from session_supervisor.agents.claude.program import Program
+from session_supervisor.agents.claude.program import Program, require_descriptors
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import Exit, Fingerprint
 from session_supervisor.errors import (
@@ -36,6 +37,8 @@ from session_supervisor.spec import SessionSpec
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+_log = logging.getLogger(__name__)
 
 _TRANSPORT = "session_supervisor.agents.claude.transport"
 
@@ -127,6 +130,7 @@ class ClaudeAgent:
         self._stop_times = stop_times or StopTimes()
         self._sweeper = Sweeper()
         self._processes: set[ClaudeProcess] = set()
+        self._litter: set[str] = set()
         self._transport_module: ModuleType | None = None
 
     async def warm_up(self) -> None:
@@ -187,9 +191,13 @@ class ClaudeAgent:
             AgentStartFailed: It did not come up; the error has its last words.
             ResumeNotFound: It does not know the conversation.
         """
-        cli = launch.find_cli(self._cli_path)
         marker = str(uuid.uuid4())
         try:
+            # Also here, because much of what comes before the program opens files as well.
+            require_descriptors()
+            cli = launch.find_cli(self._cli_path)
+            if self._litter:
+                await asyncio.to_thread(self._remove, *self._litter)
             scratch = tempfile.mkdtemp(prefix="claude-", dir=self._env.get(launch.SCRATCH))
             try:
                 env = self._environment(fingerprint, marker, scratch)
@@ -204,11 +212,14 @@ class ClaudeAgent:
                 )
                 program = await self._start(cli, fingerprint, env, scratch, limits, resume)
             except BaseException:
-                shutil.rmtree(scratch, ignore_errors=True)
+                self._remove(scratch)
                 raise
         except (OSError, ValueError) as error:
+            # The caller is told why, and only the operator where on this machine.
+            _log.warning("Claude Code cannot be started in %r", fingerprint.cwd, exc_info=True)
+            reason = _without_paths(error)
             raise AgentStartFailed(
-                f"{cli!r} cannot be started in {fingerprint.cwd!r}: {error}."
+                f"Claude Code cannot be started in the session's directory: {reason}."
             ) from error
         translator = Translator(now=time.time)
         process = ClaudeProcess(
@@ -240,11 +251,26 @@ class ClaudeAgent:
 
     async def aclose(self) -> None:
         """Stop every process that nobody has stopped."""
-        await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
+        try:
+            await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
+        finally:
+            await asyncio.to_thread(self._remove, *self._litter)
 
     async def _clean_up(self, marker: str, scratch: str) -> None:
-        await self._sweeper.sweep(marker)
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+        try:
+            await self._sweeper.sweep(marker)
+        finally:
+            await asyncio.to_thread(self._remove, scratch, *self._litter)
+
+    def _remove(self, *scratches: str) -> None:
+        """Remove scratch directories; those that stay are remembered, to be tried again."""
+        for scratch in scratches:
+            # It takes a descriptor, and there may be none just now.
+            shutil.rmtree(scratch, ignore_errors=True)
+            if os.path.lexists(scratch):
+                self._litter.add(scratch)
+            else:
+                self._litter.discard(scratch)
 
     async def _start(
         self,
@@ -308,6 +334,12 @@ def _start_error(
     return AgentStartFailed(
         f"Claude Code did not start. {reason} {words}".rstrip(), stderr=ended.stderr
     )
+
+
+def _without_paths(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)
 
 
 def _written(system_prompt: str | None, scratch: str) -> str | None:

@@ -13,8 +13,9 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from session_supervisor.agents.claude.launch import find_cli
+from session_supervisor.agents.claude.program import require_descriptors
 from session_supervisor.agents.claude.variables import is_on
-from session_supervisor.errors import AgentMissing
+from session_supervisor.errors import AgentStartFailed
 from session_supervisor.spec import JsonObject
 
 _CLOUDS = {
@@ -96,7 +97,7 @@ async def _login(
     try:
         cli = find_cli(cli_path)
         answer = await _answer(cli, env, timeout_s)
-    except (AgentMissing, OSError) as error:
+    except (AgentStartFailed, OSError) as error:
         return _none(str(error))
     if answer is None:
         return _none("`claude auth status` did not say whether somebody is logged in.")
@@ -108,6 +109,7 @@ async def _login(
 
 
 async def _answer(cli: str, env: Mapping[str, str], timeout_s: float) -> JsonObject | None:
+    require_descriptors()
     asked = await asyncio.create_subprocess_exec(
         cli,
         # Sessions read no settings files either, so a key helper in one would be none of theirs.

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from session_supervisor.errors import AgentGone
+from session_supervisor.errors import AgentGone, AgentStartFailed
 from session_supervisor.spec import JsonObject
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ _DRAIN_S = 0.5
 
 _KILL_S = 5.0
 """Seconds that a killed process has to be gone."""
+
+_DESCRIPTORS = 12
+"""Descriptors that starting a program takes for a moment, with a few to spare."""
 
 _LINE_LIMIT = 4096
 """Characters of one line of standard error that are kept."""
@@ -74,8 +79,10 @@ class Program(asyncio.SubprocessProtocol):
             stderr_lines: How much of its standard error to keep, lines.
 
         Raises:
+            AgentStartFailed: There are too few file descriptors left.
             OSError: It cannot be started.
         """
+        require_descriptors()
         program = cls(stderr_lines=stderr_lines)
         loop = asyncio.get_running_loop()
         await loop.subprocess_exec(
@@ -254,6 +261,38 @@ class Program(asyncio.SubprocessProtocol):
         pipe = self._running.get_pipe_transport(fd)
         assert pipe is not None, "all three streams are pipes"
         return pipe
+
+
+def require_descriptors() -> None:
+    """Make sure that there are enough file descriptors left to start a program.
+
+    Call it right before: uvloop loses the pipes of a program for good when it runs out of
+    descriptors while it starts it, so that a server that did would never recover.
+
+    Raises:
+        AgentStartFailed: There are too few.
+        OSError: They cannot be had for another reason.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    taken: list[int] = []
+    try:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        while len(taken) < _DESCRIPTORS:
+            taken.append(os.dup(taken[0]))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise AgentStartFailed(
+            f"The server has run out of file descriptors (limit {limit}). Close streams or "
+            "sessions, or raise the limit (ulimit -n), and try again."
+        ) from error
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def _parsed(line: bytes) -> JsonObject:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +19,7 @@ from unittest.mock import patch
 import pytest
 
 from session_supervisor.agents.claude import ClaudeAgent, ClaudeProcess, StopTimes
+from session_supervisor.agents.claude.orphans import Sweeper
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import (
     AgentMessage,
@@ -33,6 +37,7 @@ FINGERPRINT = Fingerprint(owner="local", cwd="/tmp")
 QUICK = StopTimes(interrupt=0.3, leave=0.3, terminate=0.3)
 
 FakeAgent = Callable[..., ClaudeAgent]
+Scratches = Callable[[], list[str]]
 
 
 @pytest.fixture
@@ -46,6 +51,15 @@ def fake(tmp_path: Path) -> FakeAgent:
         return ClaudeAgent(cli_path=path, stop_times=QUICK, max_line=max_line)
 
     return make
+
+
+@pytest.fixture
+def scratches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scratches:
+    """Return what lists the scratch directories that there are."""
+    folder = tmp_path / "scratches"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return lambda: os.listdir(folder)
 
 
 @dataclass
@@ -136,9 +150,13 @@ async def test_a_start_that_is_cancelled_twice_leaves_nothing(fake: FakeAgent) -
     await agent.aclose()
 
 
-async def test_a_directory_that_is_gone_is_told(fake: FakeAgent) -> None:
-    with pytest.raises(AgentStartFailed, match="/nowhere"):
+async def test_a_directory_that_is_gone_is_told_and_where_it_was_only_to_the_operator(
+    fake: FakeAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(AgentStartFailed, match="No such file or directory") as failure:
         await fake("").spawn(Fingerprint(owner="local", cwd="/nowhere"))
+    assert "/" not in str(failure.value)
+    assert "/nowhere" in caplog.text
 
 
 async def test_what_is_no_program_is_told(tmp_path: Path) -> None:
@@ -147,6 +165,61 @@ async def test_what_is_no_program_is_told(tmp_path: Path) -> None:
     path.chmod(0o755)
     with pytest.raises(AgentStartFailed):
         await ClaudeAgent(cli_path=path).spawn(FINGERPRINT)
+
+
+@contextmanager
+def starving() -> Generator[None]:
+    """Leave no descriptor to be had."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_without_descriptors_nothing_is_started_and_later_it_is(
+    fake: FakeAgent, scratches: Scratches
+) -> None:
+    agent = fake("")
+    with starving(), pytest.raises(AgentStartFailed, match=r"file descriptors \(limit 3\)"):
+        await agent.spawn(FINGERPRINT)
+    assert not scratches()
+    async with talking(agent) as heard:
+        await heard.process.probe()
+
+
+@pytest.mark.parametrize("occasion", ["spawn", "stop", "aclose"])
+async def test_a_scratch_directory_that_could_not_be_removed_is_removed_later(
+    fake: FakeAgent, scratches: Scratches, occasion: str
+) -> None:
+    agent = fake("")
+    first, second = [await agent.spawn(FINGERPRINT) for _ in range(2)]
+    with patch.object(shutil, "rmtree"):  # it does nothing, and says nothing
+        await first.stop()
+    assert len(scratches()) == 2
+    if occasion == "spawn":
+        third = await agent.spawn(FINGERPRINT)
+        assert len(scratches()) == 2
+        await third.stop()
+        await second.stop()
+    elif occasion == "stop":
+        await second.stop()
+    else:
+        with patch.object(shutil, "rmtree"):
+            await second.stop()
+        await agent.aclose()
+    assert not scratches()
+
+
+async def test_a_scratch_directory_is_removed_also_if_the_sweep_fails(
+    fake: FakeAgent, scratches: Scratches
+) -> None:
+    process = await fake("").spawn(FINGERPRINT)
+    too_many = OSError(errno.EMFILE, "Too many open files")
+    with patch.object(Sweeper, "sweep", side_effect=too_many), pytest.raises(OSError, match="many"):
+        await process.stop()
+    assert not scratches()
 
 
 async def test_a_failed_resume_is_only_not_found_if_the_program_says_so(fake: FakeAgent) -> None:

@@ -184,6 +184,55 @@ async def test_what_cannot_be_started_is_told() -> None:
         await Program.start(["/no-such-program"], cwd="/tmp", env={})
 
 
+STARVING = """
+import asyncio, os, resource, sys
+import uvloop
+from session_supervisor.agents.claude.credentials import find_credential
+from session_supervisor.agents.claude.program import Program
+from session_supervisor.errors import AgentStartFailed
+
+def count():
+    return len(os.listdir("/proc/self/fd"))
+
+async def start():
+    program = await Program.start(["/bin/true"], cwd="/", env={})
+    await program.kill()
+
+async def main():
+    await start()
+    before = count()
+    for left in range(1, 6):
+        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(64 - left - count() + 1)]
+        try:
+            await start()
+        except AgentStartFailed as error:
+            assert "file descriptors (limit 64)" in str(error), error
+        else:
+            raise AssertionError(f"started with {left} left")
+        credential = await find_credential({}, cli_path="/bin/true")
+        assert not credential.found
+        assert "file descriptors (limit 64)" in credential.detail, credential
+        for fd in taken:
+            os.close(fd)
+        await asyncio.sleep(0.05)
+        assert count() == before, (left, before, count())
+    await start()
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+{"uvloop": uvloop.run, "asyncio": asyncio.run}[sys.argv[1]](main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_without_descriptors_a_start_is_refused_and_loses_none(loop: str) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(
+        [sys.executable, "-c", STARVING, loop], env=env, check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a feature of Linux")
 def test_it_dies_with_us_however_we_die(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
