@@ -1,10 +1,13 @@
-"""Events as the bytes of Server-Sent Events: merged, then encoded once.
+"""Events as the bytes of Server-Sent Events: merged, then encoded when it is their turn.
 
 A reader that keeps up gets each delta by itself. One that does not finds several waiting, and gets
 adjacent text of one turn as one event with the last one's id, so what it has to catch up with
 shrinks. Merging must not break what ids are for: a `discard` withdraws text behind an id,
 always from where a block begins. So text is never merged across the beginning of a block, which
 shows by its blank line.
+
+Nor is it merged without end: what a reader does not read is held for it, so there must not be
+much. A long event cannot be cut, but all who are sending it share its bytes.
 """
 
 from __future__ import annotations
@@ -13,14 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
+from weakref import WeakValueDictionary
 
 from session_http.encoding import dump
 from session_supervisor import events
 from session_supervisor.answer import BLOCK_SEPARATOR
 from session_supervisor.events import Event
 
-CHUNK = 256 * 1024
-"""Bytes after which a batch goes out in pieces, so that a slow reader holds no more at once."""
+CHUNK = 64 * 1024
+"""Most bytes of text merged, of events joined and of one send: what a slow reader holds."""
 
 PING = b": ping\n\n"
 
@@ -55,21 +59,28 @@ _FIELDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
 
 
 def merged(batch: Iterable[Event]) -> Iterator[Event]:
-    """Yield events, adjacent text of one block as one event with the last one's number."""
+    """Yield events, adjacent text of one block as one event with the last one's number.
+
+    Args:
+        batch: Events in order.
+    """
     first: Event | None = None
     pieces: list[str] = []
-    last = 0
+    last = size = 0
     for event in batch:
         body = event.body
         text = body.content if isinstance(body, events.Text) else None
+        length = 0 if text is None else _size(text)
         if (
             first is not None
             and text is not None
             and event.turn_id == first.turn_id
             and not text.startswith(BLOCK_SEPARATOR)
+            and size + length <= CHUNK
         ):
             pieces.append(text)
             last = event.seq
+            size += length
             continue
         if first is not None:
             yield _joined(first, pieces, last)
@@ -77,9 +88,13 @@ def merged(batch: Iterable[Event]) -> Iterator[Event]:
         if text is None:
             yield event
         else:
-            first, pieces, last = event, [text], event.seq
+            first, pieces, last, size = event, [text], event.seq, length
     if first is not None:
         yield _joined(first, pieces, last)
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _joined(first: Event, pieces: list[str], last: int) -> Event:
@@ -108,8 +123,34 @@ def frame(body: Said, *, session_id: str, turn_id: str | None, seq: int | None) 
     return data if seq is None else b"id: %d\n" % seq + data
 
 
+class _Long:
+    """A long event and its bytes, for as long as a reader is sending them."""
+
+    def __init__(self, event: Event, data: bytes) -> None:
+        self.event = event  # kept, so that no other event gets its `id()`
+        self.data = data
+
+
+_long: WeakValueDictionary[tuple[str, int], _Long] = WeakValueDictionary()
+
+
+def _encoded(event: Event, session_id: str) -> bytes | _Long:
+    """Return an event's bytes; those of a long one are the same for every reader."""
+    key = session_id, id(event)
+    long = _long.get(key)
+    if long is not None:
+        return long
+    data = frame(event.body, session_id=session_id, turn_id=event.turn_id, seq=event.seq)
+    if len(data) <= CHUNK:
+        return data
+    long = _long[key] = _Long(event, data)
+    return long
+
+
 def chunks(batch: Iterable[Event], *, session_id: str) -> Iterator[bytes]:
-    """Yield a batch as bytes to send, in one piece unless it is long.
+    """Yield a batch as bytes to send: small events joined, a long one by itself.
+
+    Each event is encoded only when what was before it has been sent.
 
     Args:
         batch: Events in order.
@@ -118,11 +159,15 @@ def chunks(batch: Iterable[Event], *, session_id: str) -> Iterator[bytes]:
     pieces: list[bytes] = []
     size = 0
     for event in merged(batch):
-        piece = frame(event.body, session_id=session_id, turn_id=event.turn_id, seq=event.seq)
-        pieces.append(piece)
-        size += len(piece)
-        if size >= CHUNK:
+        piece = _encoded(event, session_id)
+        length = len(piece.data if isinstance(piece, _Long) else piece)
+        if pieces and size + length > CHUNK:
             yield b"".join(pieces)
             pieces, size = [], 0
+        if isinstance(piece, _Long):
+            yield piece.data  # `piece` lives until the reader has sent it, and so others find it
+        else:
+            pieces.append(piece)
+            size += length
     if pieces:
         yield b"".join(pieces)

@@ -1,9 +1,9 @@
 """A cursor becomes a response of Server-Sent Events.
 
 The stream has no queue of its own. It reads what is there, sends it, and reads on; a client
-that is slow makes the send wait, and meanwhile the stream is nothing but a number, its place in the
-log. So any number of slow clients costs the session nothing and the server little, and a client
-that goes away ends only its own stream, never the turn.
+that is slow makes the send wait, also in the middle of a long event, and meanwhile the stream is
+little but a number, its place in the log. So any number of slow clients costs the session nothing
+and the server little, and a client that goes away ends only its own stream, never the turn.
 
 Starlette has no such response, and `StreamingResponse` does not close its generator when it is
 cancelled within a send; there is no generator here.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from session_http.frames import PING, StreamFailed, chunks, frame
+from session_http.frames import CHUNK, PING, StreamFailed, chunks, frame
 from session_http.problems import refuse
 from session_http.reading import ClientGone
 from session_supervisor import CloseReason, Cursor, Event, Session, State, TurnHandle, events
@@ -40,7 +40,8 @@ class StreamSettings:
     Attributes:
         max_streams: Most open streams.
         heartbeat_s: Seconds of silence after which a comment shows that the stream lives.
-        send_timeout_s: Seconds that a client may leave unread what was sent, before it is dropped.
+        send_timeout_s: Seconds that a client may read nothing of what was sent, before it is
+            dropped.
         retry_ms: Milliseconds after which a browser comes back to a stream that broke.
     """
 
@@ -176,16 +177,15 @@ class EventStreamResponse:
         cursor = self._stream.cursor
         while batch := await cursor.read():
             wanted, ended = self._select(batch)
-            last = b""
-            for piece in chunks(wanted, session_id=self._session_id):
-                if last:
-                    await self._send(send, last)
-                last = piece
+            await self._send_batch(send, wanted)
             if ended:
-                return last
-            if last:
-                await self._send(send, last)
+                return b""
+            del batch, wanted  # or they would be kept for as long as there is nothing new
         return await self._farewell()
+
+    async def _send_batch(self, send: Send, batch: Sequence[Event]) -> None:
+        for piece in chunks(batch, session_id=self._session_id):
+            await self._send(send, piece)
 
     def _select(self, batch: Sequence[Event]) -> tuple[Sequence[Event], bool]:
         """Return what of a batch is to be sent, and whether the stream ends with it."""
@@ -239,10 +239,23 @@ class EventStreamResponse:
     # -- sending, and watching over it -------------------------------------------------------
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        """Send bytes that no heartbeat may come between.
+
+        The server takes whatever it is given and waits only then, so it gets a slice at a time.
+        Each has its own deadline: who reads slowly is not dropped, who reads nothing is.
+        """
         loop = asyncio.get_running_loop()
         async with self._sending:
-            self._send_began = loop.time()
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+            for begin in range(0, len(data) or 1, CHUNK):
+                end = begin + CHUNK
+                self._send_began = loop.time()
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": data[begin:end],
+                        "more_body": more or end < len(data),
+                    }
+                )
             self._send_began = None
             self._quiet_since = loop.time()
 

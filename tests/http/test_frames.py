@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -22,6 +24,10 @@ NOW = datetime(2025, 10, 14, 10, 30, tzinfo=UTC)
 
 def text(seq: int, content: str, turn_id: str = "t") -> Event:
     return Event(seq, turn_id, NOW, events.Text(content=content))
+
+
+def thought(seq: int, length: int) -> Event:
+    return Event(seq, "t", NOW, events.Thinking(content="x" * length))
 
 
 def sent(batch: list[Event]) -> list[tuple[int | None, object]]:
@@ -99,12 +105,65 @@ def test_text_is_not_merged_across_the_beginning_of_a_block() -> None:
     assert sent([text(1, "a"), text(2, "\n\nb"), text(3, "c")]) == [(1, "a"), (3, "\n\nbc")]
 
 
+def test_merging_stops_before_an_event_becomes_long() -> None:
+    batch = [text(n, f"{n:04}" + "ü" * 1000) for n in range(1, 257)]
+    some = list(merged(batch))
+    contents = [event.body.content for event in some if isinstance(event.body, events.Text)]
+    assert "".join(contents) == "".join(f"{n:04}" + "ü" * 1000 for n in range(1, 257))
+    assert all(CHUNK - 2004 < len(content.encode()) <= CHUNK for content in contents[:-1])
+    assert len(contents) == 8
+    assert [int(content[-1004:-1000]) for content in contents] == [event.seq for event in some]
+
+
+def test_what_is_no_text_is_merged_all_the_same() -> None:
+    assert sent([text(1, "a"), text(2, "\ud83d"), text(3, "b")]) == [(3, "a\ud83db")]
+
+
 def test_a_long_batch_goes_out_in_pieces() -> None:
-    batch = [Event(n, "t", NOW, events.Thinking(content="x" * 50_000)) for n in range(1, 21)]
+    batch = [thought(n, 20_000) for n in range(1, 21)]
     pieces = list(chunks(batch, session_id="s"))
-    assert len(pieces) > 2
-    assert all(len(piece) < CHUNK + 60_000 for piece in pieces)
+    assert len(pieces) == 7
+    assert all(len(piece) <= CHUNK for piece in pieces)
     assert [said.id for said in parse_stream(b"".join(pieces))] == list(range(1, 21))
+
+
+def test_a_long_event_goes_out_by_itself_and_in_order() -> None:
+    batch = [thought(1, 10), thought(2, 2 * CHUNK), thought(3, 10), thought(4, 10)]
+    said = [parse_stream(piece) for piece in chunks(batch, session_id="s")]
+    assert [[one.id for one in some] for some in said] == [[1], [2], [3, 4]]
+
+
+def test_a_batch_is_encoded_only_as_far_as_it_is_sent() -> None:
+    taken: list[int] = []
+
+    def batch() -> Iterator[Event]:
+        for n in range(1, 101):
+            taken.append(n)
+            yield thought(n, 20_000)
+
+    pieces = chunks(batch(), session_id="s")
+    next(pieces)
+    assert len(taken) == 4
+    next(pieces)
+    assert len(taken) == 7
+
+
+def test_readers_of_a_long_event_share_its_bytes_until_the_last_is_through() -> None:
+    tracemalloc.start()
+    try:
+        event = thought(1, 8_000_000)
+        before, _ = tracemalloc.get_traced_memory()
+        readers = [chunks([event], session_id="s") for _ in range(10)]
+        sending = [next(reader) for reader in readers]
+        assert all(piece is sending[0] for piece in sending)
+        (other,) = chunks([event], session_id="u")
+        assert other is not sending[0]
+        del other
+        del readers, sending
+        after, _ = tracemalloc.get_traced_memory()
+        assert after - before < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # What a model may do to its text, step by step.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import from_json
 from starlette.types import Message
 
+from session_http import reading
 from session_http.problems import ProblemError
-from session_http.reading import Body, ClientGone, Source, read_model
+from session_http.reading import MOST_PARTS, SMALL, Body, ClientGone, Source, read_model
 from session_http.schemas import (
     EventsParameters,
     InterruptRequest,
@@ -219,3 +223,98 @@ def test_a_long_body_full_of_mistakes_is_refused_quickly_and_briefly(raw: bytes)
 def test_a_long_prompt_is_just_that() -> None:
     raw = b'{"prompt":"' + b"a" * 5_000_000 + b'"}'
     assert len(read_model(QueryRequest, raw, Source.BODY).prompt) == 5_000_000
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes were parsed, call by call."""
+    calls: list[int] = []
+
+    def look(raw: bytes, *, allow_partial: bool) -> object:
+        calls.append(len(raw))
+        return from_json(raw, allow_partial=allow_partial)
+
+    original = QueryRequest.model_validate_json
+
+    def validate(raw: bytes) -> QueryRequest:
+        calls.append(len(raw))
+        return original(raw)
+
+    monkeypatch.setattr(reading, "from_json", look)
+    monkeypatch.setattr(QueryRequest, "model_validate_json", validate)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt":"x","z":[' + (b"[" * 50 + b"]" * 50 + b",") * 98_000 + b"1]}",
+        b'{"prompt":"x","z":[' + b"[]," * 3_000_000 + b"1]}",
+        b'{"prompt":"x","allowed_tools":[' + b"[]," * 3_000_000 + b"1]}",
+        b'{"prompt":"x","z":[' + b'{"a":1},' * 1_200_000 + b"1]}",
+        b'{"prompt":"x","z":[' + b"1," * 4_900_000 + b"1]}",
+        b'{"prompt":"x","z":[' + b'"",' * 3_300_000 + b"1]}",
+        b'{"prompt":"x","z":[' + rb'"\\","\"",' * 1_000_000 + b"1]}",
+        b"{" + b",".join(b'"k%d":1' % n for n in range(600_000)) + b"}",
+        b"[" + b"[]," * 3_000_000 + b"1]",
+    ],
+    ids=["nested", "lists", "tools", "objects", "numbers", "strings", "escapes", "fields", "list"],
+)
+def test_a_body_of_very_many_parts_is_refused_unparsed(raw: bytes, parsed: list[int]) -> None:
+    code, detail = refusal(raw)
+    assert code == "invalid_request"
+    assert "the body has more than 2000 lists, objects, fields and items" in detail
+    assert parsed == [SMALL]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["[{,:", '"', "\\", '\\"[', '"\\', "[],\n", 'a"],["', '\\\\"{,', "é,日本"]
+)
+def test_nothing_within_a_string_is_counted(prompt: str, parsed: list[int]) -> None:
+    raw = json.dumps({"prompt": prompt * 100_000, "allowed_tools": ["a"] * 200}).encode()
+    assert read_model(QueryRequest, raw, Source.BODY).prompt == prompt * 100_000
+    assert parsed == [len(raw)]
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", '"["', '"\\\\"', '"\\""', "1"])
+def test_as_many_parts_as_are_allowed_are_parsed_and_not_one_more(item: str) -> None:
+    # The object, the comma before `z`, and its list are three.
+    own = 2 if item in ("[]", "{}") else 1
+    items = (MOST_PARTS - 3 + 1) // own
+    most = '{"prompt":"x","z":[' + ",".join([item] * items) + "]}" + " " * SMALL
+    more = most.replace("]}  ", "," + item + "]}")
+    assert "z: unknown field" in refusal(most.encode())[1]
+    assert "the body has more than" in refusal(more.encode())[1]
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text('"\\[]{},:a'),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text('"\\[]{},:a'), inner),
+    )
+)
+def test_the_count_is_that_of_the_lists_objects_fields_and_items(value: object) -> None:
+    def marks(one: object) -> int:
+        if isinstance(one, dict):
+            inner = list(cast("dict[str, object]", one).values())
+        elif isinstance(one, list):
+            inner = cast("list[object]", one)
+        else:
+            return 0
+        return 1 + max(0, len(inner) - 1) + sum(marks(each) for each in inner)
+
+    assert reading.count_parts(json.dumps(value).encode()) == marks(value)
+
+
+def test_the_count_is_right_for_as_many_strings_as_there_can_be() -> None:
+    raw = json.dumps({f"[{n}": "[" for n in range(MOST_PARTS)}).encode()
+    assert reading.count_parts(raw) == MOST_PARTS
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"Hello, world, " * 1_000_000, b"[" * 1_000_000, b'"' * 1_000_000, b"{" * 1_000_000],
+    ids=["text", "lists", "quotes", "objects"],
+)
+def test_what_is_not_json_is_called_so_however_long(raw: bytes) -> None:
+    assert refusal(raw)[0] == "malformed_json"

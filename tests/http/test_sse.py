@@ -5,14 +5,14 @@ Every test ends with no task left: that is what virtual time checks.
 
 from __future__ import annotations
 
-from asyncio import sleep
+from asyncio import sleep, timeout
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from session_http.app import App, create_app
-from session_http.frames import PING
+from session_http.frames import CHUNK, PING
 from session_http.settings import HttpSettings
 from session_http.sse import StreamSettings
 from session_supervisor import Retention, Session, Supervisor
@@ -28,7 +28,7 @@ from session_supervisor.agents.scripted import (
 )
 from session_supervisor.spec import Prompt
 from tests.http.contract import Said
-from tests.http.exchange import exchanging
+from tests.http.exchange import Exchange, exchanging
 from tests.support.sessions import supervising
 from tests.support.virtual_time import virtual
 
@@ -52,6 +52,9 @@ def script(prompt: Prompt, _conversation: Conversation) -> Iterable[Step]:
                 deltas=int(count),
                 every_s=float(every_s),
             )
+        case ["long", length, seconds]:
+            yield Pause(float(seconds))
+            yield Say("x" * int(length))
         case ["cut"]:
             yield Say("What was cut ", deltas=3, confirmed=False)
             yield TextWithdrawn()
@@ -197,6 +200,76 @@ async def test_a_client_that_stops_reading_in_a_flood_is_dropped_too() -> None:
             assert app.open_streams == 0
         (record,) = session.turns()
         await session.turn(record.turn_id).result()
+
+
+@virtual()
+async def test_the_server_is_never_given_more_than_a_slice() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("long 1000000 0")) as exchange,
+    ):
+        done = await exchange.until("done")
+        assert done.data["response"] == "x" * 1_000_000
+        bodies = [message.get("body", b"") for _, message in exchange.sent]
+        assert max(len(body) for body in bodies) == CHUNK == 65536
+        assert exchange.complete
+
+
+async def read_slowly(exchange: Exchange, every_s: float) -> None:
+    """Let through one send at a time."""
+    exchange.reads.clear()
+    while not exchange.complete:
+        await sleep(every_s)
+        exchange.reads.set()  # for the send that waits
+        exchange.reads.clear()  # for the next
+
+
+@virtual()
+async def test_a_client_that_reads_slowly_but_steadily_is_not_dropped() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("long 500000 1")) as exchange,
+    ):
+        await exchange.until("turn")
+        await read_slowly(exchange, SETTINGS.send_timeout_s - 5)
+        assert exchange.said[-1].data["response"] == "x" * 500_000
+        sends = [at for at, _ in exchange.sent]
+        assert sends[-1] - sends[0] > 10 * SETTINGS.send_timeout_s
+
+
+@virtual()
+async def test_a_client_that_stops_reading_within_an_event_is_dropped() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("long 500000 1")) as exchange,
+    ):
+        await exchange.until("turn")
+        with pytest.raises(TimeoutError):
+            async with timeout(200):
+                await read_slowly(exchange, 50)
+        assert not exchange.raw.endswith(b"\n\n")
+        await sleep(2 * SETTINGS.send_timeout_s)
+        assert app.open_streams == 0
+        assert not exchange.complete
+
+
+@virtual()
+async def test_no_heartbeat_comes_within_an_event() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("long 500000 20")) as exchange,
+    ):
+        await sleep(1)
+        # The first heartbeat is still unread when the answer comes, whose every slice then takes
+        # longer than it is to the next.
+        await read_slowly(exchange, SETTINGS.heartbeat_s + 7)
+        raw = b""
+        for _, message in exchange.sent:
+            body = message.get("body", b"")
+            assert PING not in body or (body == PING and raw.endswith(b"\n\n"))
+            raw += body
+        assert PING in raw
+        assert [said.type for said in exchange.said][-1] == "done"
 
 
 @virtual()
