@@ -593,7 +593,7 @@ async def test_few_processes_come_up_at_the_same_time() -> None:
     agent = ScriptedAgent(start=Start(delay_s=1.0))
     async with supervising(agent, max_starting=2) as supervisor:
         turns = [await supervisor.query("x") for _ in range(6)]
-        ends = []
+        ends: list[float] = []
         for turn in turns:
             await turn.result()
             ends.append(now())

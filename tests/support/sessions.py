@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def supervisor_of(
 
 
 @asynccontextmanager
-async def supervising(agent: Agent, **config: Any) -> AsyncIterator[Supervisor]:
+async def supervising(agent: Agent, **config: Any) -> AsyncGenerator[Supervisor, None]:
     """Run a supervisor for a while."""
     async with supervisor_of(agent, **config) as supervisor:
         yield supervisor
