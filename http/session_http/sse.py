@@ -174,9 +174,9 @@ class EventStreamResponse:
 
     async def _send_events(self, send: Send) -> bytes:
         """Send events while there are any; return what to end with."""
-        cursor = self._stream.cursor
+        cursor, turn = self._stream.cursor, self._stream.turn
         while batch := await cursor.read():
-            wanted, ended = self._select(batch)
+            wanted, ended = (batch, False) if turn is None else turn.select(batch)
             await self._send_batch(send, wanted)
             if ended:
                 return b""
@@ -186,28 +186,6 @@ class EventStreamResponse:
     async def _send_batch(self, send: Send, batch: Sequence[Event]) -> None:
         for piece in chunks(batch, session_id=self._session_id):
             await self._send(send, piece)
-
-    def _select(self, batch: Sequence[Event]) -> tuple[Sequence[Event], bool]:
-        """Return what of a batch is to be sent, and whether the stream ends with it."""
-        turn = self._stream.turn
-        if turn is None:
-            return batch, False
-        wanted: list[Event] = []
-        for event in batch:
-            if event.turn_id == turn.turn_id:
-                wanted.append(event)
-                if event.is_terminal:
-                    return wanted, True
-            elif isinstance(event.body, events.Gap):
-                wanted.append(event)
-                result = turn.record().result
-                if result is not None:
-                    # Its end may be among what is gone, so it is said again: nobody may wait
-                    # for it in vain.
-                    end = events.end_of(result)
-                    wanted.append(Event(event.seq, turn.turn_id, event.at, end))
-                    return wanted, True
-        return wanted, False
 
     async def _farewell(self) -> bytes:
         """Return what to say at the end of a closed log."""

@@ -6,6 +6,8 @@ shared and dropped at will; the session does not depend on it.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
@@ -119,38 +121,53 @@ class TurnHandle:
         """Return a reader of the session's log that begins at the turn's first event."""
         return self._core.log.cursor(self._turn.first_seq - 1)
 
+    def select(self, batch: Sequence[Event]) -> tuple[list[Event], bool]:
+        """Return what of its session's events concerns the turn, and whether its end is among it.
+
+        A `Gap` concerns every turn. Where the turn's end is among what is gone it is said again
+        behind the gap, with the gap's number: nobody may wait for it in vain.
+
+        Args:
+            batch: Events of the log, in order.
+        """
+        wanted: list[Event] = []
+        for event in batch:
+            end = self._turn.end
+            if event.turn_id == self.turn_id:
+                wanted.append(event)
+                if event.is_terminal:
+                    return wanted, True
+            elif isinstance(event.body, Gap):
+                wanted.append(event)
+                if end is not None and end.seq <= event.seq:
+                    wanted.append(Event(event.seq, end.turn_id, end.at, end.body))
+                    return wanted, True
+        return wanted, False
+
     def __aiter__(self) -> TurnEvents:
-        return TurnEvents(self.cursor(), self._turn)
+        return TurnEvents(self)
 
 
 class TurnEvents:
-    """The events of one turn, out of its session's log, up to its terminal event.
+    """The events of one turn, out of its session's log, up to its terminal event."""
 
-    A `Gap` stands for events that retention has dropped, whosever they were.
-    """
-
-    def __init__(self, cursor: Cursor, turn: Turn) -> None:
-        self._cursor = cursor
+    def __init__(self, turn: TurnHandle) -> None:
         self._turn = turn
+        self._cursor = turn.cursor()
+        self._ready: deque[Event] = deque()
         self._ended = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._ended:
-            event = await anext(self._cursor)
-            if event.turn_id == self._turn.turn_id:
-                self._ended = event.is_terminal
-                return event
-            if isinstance(event.body, Gap):
-                return event
-            end = self._turn.end
-            if end is not None and event.seq > end.seq:
-                # It is among what is gone, and nobody may wait for it in vain.
-                self._ended = True
-                return end
-        raise StopAsyncIteration
+        while not self._ready:
+            batch = () if self._ended else await self._cursor.read()
+            if not batch:
+                raise StopAsyncIteration
+            wanted, self._ended = self._turn.select(batch)
+            self._ready.extend(wanted)
+        return self._ready.popleft()
 
 
 class Session:
