@@ -34,8 +34,9 @@ class SessionSpec:
 
     Attributes:
         model: Name or alias of the model; None takes the agent's default.
-        cwd: Absolute path of the directory that the agent works in; None allots a private
-            one below the supervisor's workspace, which lives as long as the session.
+        cwd: Absolute path of the directory that the agent works in, with no symbolic link in it;
+            None allots a private one below the supervisor's workspace, which lives as long as the
+            session.
         allowed_tools: The only tools that exist in the session, which then run without
             asking. None or empty: every tool of the agent's default set.
         permission_mode: What happens to tools that are not allowed outright.

@@ -23,7 +23,7 @@ class Workspaces(Protocol):
     """Allots directories, and takes them back."""
 
     async def allot(self, session_id: str) -> Path:
-        """Make a directory that is this session's alone, and return its absolute path.
+        """Make a directory that is this session's alone; return its absolute path, without links.
 
         Raises:
             NoWorkspace: It cannot be made.
@@ -43,26 +43,40 @@ class PrivateDirectories:
     """Directories below one root, readable by this user only.
 
     Args:
-        root: Where they are; None makes a temporary root, which goes with `aclose`.
+        root: Where they are, made when it is needed; None makes a temporary one, which goes with
+            `aclose`.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self._root = None if root is None else root.absolute()
+        self._given = root
+        self._root: Path | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     async def allot(self, session_id: str) -> Path:
         """See `Workspaces.allot`."""
         try:
-            if self._root is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="session-supervisor-")
-                self._root = Path(self._temporary.name)
-            directory = self._root / session_id
             # A few system calls: a thread would take longer to hand them to.
+            directory = self._directories() / session_id
             directory.mkdir(mode=0o700, parents=True)
         except OSError as error:
-            logger.exception("no directory can be made for session %s", session_id)
+            logger.exception(
+                "no directory can be made for session %s",
+                session_id,
+                extra={"session_id": session_id},
+            )
             raise NoWorkspace(error.strerror or type(error).__name__) from error
         return directory
+
+    def _directories(self) -> Path:
+        """Return the root, which has no links in it: an agent would take one for a trap."""
+        if self._root is None:
+            if self._given is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="session-supervisor-")
+                self._root = Path(self._temporary.name).resolve()
+            else:
+                self._given.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._root = self._given.resolve()
+        return self._root
 
     async def release(self, directory: Path) -> None:
         """See `Workspaces.release`."""

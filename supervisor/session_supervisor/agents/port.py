@@ -9,11 +9,14 @@ this port, not of any SDK: an adapter translates, and in doing so takes the pecu
 program upon itself. The contract:
 
 * Exactly one task reads `messages()`, all the time, for as long as the process lives. An
-  adapter may rely on it, and must not need a second reader.
+  adapter may rely on it, and must not need a second reader. It may pause while a store does not
+  keep up, for as long as that may take; an adapter holds a bounded number of messages then, and
+  lets its program wait.
 * A turn is `TurnBegan`, then content, then `TurnEnded`; never two at once. `TurnEnded` carries
   the ids of the prompts that it answers: none for a turn that the agent began by itself. A turn
   may come to answer prompts that it did not begin with. Outside of turns there are only
-  `Initialized`, `BackgroundWork`, `Alive`, and the tools of subagents in the background.
+  `Initialized`, `BackgroundWork`, `Alive`, and the tools of subagents in the background; anything
+  else there is nobody's, and is dropped with a warning in the log.
 * Text arrives as `TextDelta`, which is provisional, and is confirmed by `TextBlock`, which
   is the truth. `TextWithdrawn` takes back provisional text, also of blocks already confirmed.
   A turn that is interrupted or fails may end with unconfirmed text and unfinished tools.
@@ -54,7 +57,8 @@ class Fingerprint:
 
     Attributes:
         owner: On whose behalf it runs.
-        cwd: Absolute path of its working directory, which exists.
+        cwd: Absolute path of its working directory, which existed, with no symbolic link in it,
+            when the session began.
         model: Name or alias of the model; None for the agent's default.
         allowed_tools: The only tools; None for the default set.
         permission_mode: What happens to tools that are not allowed outright.

@@ -2,11 +2,12 @@
 
 Importing it does not import the SDK, which takes a second; starting the first process does.
 
-Rooms: `agent` starts processes, `launch` says how, `variables` what they inherit, `confinement`
-which files they may touch, `sandbox` what Bash may, `program` is the running program, `process`
-the port's view of it, `transport` the SDK's, `translate` turns what it prints into the port's
-messages, `failures` says what an error means, `orphans` finds what it left behind, `tools` and
-`models` know names, `credentials` tells how the CLI would log in.
+Rooms: `agent` starts processes, `asking` says what sessions may ask for, `launch` how the CLI is
+started, `variables` what it inherits, `workdir`, `configdir` and `scratch` where it works and keeps
+its files, `confinement` which files it may touch, `sandbox` what Bash may, `program` is the running
+program, `process` the port's view of it, `transport` the SDK's, `translate` turns what it prints
+into the port's messages, `failures` says what an error means, `orphans` finds what it left behind,
+`tools` and `models` know names, `credentials` tells how the CLI would log in.
 """
 
 from session_supervisor.agents.claude.agent import ClaudeAgent

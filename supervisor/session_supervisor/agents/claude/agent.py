@@ -5,35 +5,48 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
+import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from session_supervisor.agents.claude import launch, models, sandbox, tools, variables
+from session_supervisor.agents.claude import (
+    configdir,
+    launch,
+    models,
+    sandbox,
+    tools,
+    variables,
+    workdir,
+)
+from session_supervisor.agents.claude.asking import Rules
+from session_supervisor.agents.claude.configdir import ConfigDir
 from session_supervisor.agents.claude.confinement import Confinement
+from session_supervisor.agents.claude.credentials import (
+    Credential,
+    CredentialProvider,
+    find_credential,
+)
 from session_supervisor.agents.claude.orphans import Sweeper
 from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
 from session_supervisor.agents.claude.program import Program, require_descriptors
+from session_supervisor.agents.claude.scratch import Scratches, written
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import Exit, Fingerprint
 from session_supervisor.errors import (
     AgentError,
     AgentGone,
+    AgentMissing,
     AgentStartFailed,
-    InvalidSpec,
-    NotAllowed,
     ResumeNotFound,
 )
-from session_supervisor.spec import SessionSpec
+from session_supervisor.spec import LOCAL_OWNER, JsonObject, SessionSpec
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -60,9 +73,11 @@ class ClaudeAgent:
         model: str = models.DEFAULT_MODEL,
         model_aliases: Mapping[str, str] = models.DEFAULT_ALIASES,
         extra_tools: Sequence[str] = (),
+        forbidden_tools: Sequence[str] = (),
         env: Mapping[str, str] = MappingProxyType({}),
         env_passthrough: Sequence[str] = (),
-        config_dir: str | os.PathLike[str] | None = None,
+        config_dir: ConfigDir = None,
+        credentials: CredentialProvider | None = None,
         allow_bypass_permissions: bool = False,
         setting_sources: Sequence[str] = (),
         verbatim_prompts: bool = True,
@@ -82,13 +97,19 @@ class ClaudeAgent:
             model_aliases: Names that sessions may use for other names.
             extra_tools: Further tools of sessions that name none; sessions may name them too.
                 If they reach files, no `confine_files` confines them.
+            forbidden_tools: Tools that never exist in any session, nor in its subagents. Whoever
+                has Bash can do much of what others do.
             env: Further environment variables of every process, such as `ANTHROPIC_BASE_URL`.
                 A session's shell can print them.
             env_passthrough: Names, and beginnings of names with a `*` behind, of variables of
                 ours that processes get besides those that `variables` lists: what the CLI needs
                 to run, to log in and to reach the model.
-            config_dir: Where the CLI keeps transcripts and login (`CLAUDE_CONFIG_DIR`); None:
-                where it always does, so that the login of this user is found.
+            config_dir: Where the CLI keeps transcripts and login (`CLAUDE_CONFIG_DIR`), made when
+                it is needed; None: where it always does, so that the login of this user is found.
+                A function is given a session's owner and returns that owner's: always the same
+                one, or conversations cannot be resumed. Have what holds them all in `hidden_dirs`.
+            credentials: Says for each process with which credential it reaches the model, in
+                place of whatever our own environment holds; None: with that.
             allow_bypass_permissions: Whether sessions may have `bypassPermissions`.
             setting_sources: Settings files that count: `user`, `project`, `local`. A project's
                 settings can run programs: list it only where every directory is trusted.
@@ -97,9 +118,10 @@ class ClaudeAgent:
             confine_files: Whether Read, Write, Edit, NotebookEdit, Glob and Grep reach only a
                 session's own directory, in every permission mode. It says nothing about Bash.
             extra_dirs: Further directories that the file tools of every session may use.
-            hidden_dirs: Directories that no session may read, even where they lie in its own, but
-                for what lies further down and is its own: the server's files, and the directory
-                that holds those of all sessions. The CLI's own are always among them.
+            hidden_dirs: Directories and files that no session may read, even where they lie in
+                its own, but for what lies further down and is its own: the server's files, and
+                the directory that holds those of all sessions. The CLI's own are always among
+                them. No session may choose to work in one.
             sandbox: Whether Bash runs in the CLI's sandbox (Linux, needs bubblewrap and
                 socat): it writes only where the file tools may, reads nothing that is hidden,
                 and has neither a network nor our credentials.
@@ -109,28 +131,37 @@ class ClaudeAgent:
             stop_times: How long stopping a process may take.
 
         Raises:
-            ValueError: `env_passthrough` holds what cannot be a name.
+            ValueError: `env_passthrough` holds what cannot be a name, or `forbidden_tools` what
+                is no tool.
         """
         self._cli_path = cli_path
         self._model = model
         self._aliases = dict(model_aliases)
         self._extra_tools = tuple(extra_tools)
+        self._forbidden = tools.checked(forbidden_tools, extra=self._extra_tools)
         self._env = dict(env)
         self._env_passthrough = variables.checked(env_passthrough)
-        self._config_dir = None if config_dir is None else os.fspath(config_dir)
-        self._allow_bypass = allow_bypass_permissions
+        self._config_dir = config_dir
+        self._credentials = credentials
         self._setting_sources = tuple(setting_sources)
         self._verbatim = verbatim_prompts
         self._confine_files = confine_files
         self._extra_dirs = tuple(os.path.abspath(one) for one in extra_dirs)
         self._hidden_dirs = tuple(os.path.abspath(one) for one in hidden_dirs)
         self._sandbox = sandbox
+        self._rules = Rules(
+            extra_tools=self._extra_tools,
+            forbidden_tools=self._forbidden,
+            hidden_dirs=self._hidden_dirs,
+            allow_bypass_permissions=allow_bypass_permissions,
+            env=self._env,
+        )
         self._max_line = max_line
         self._stderr_lines = stderr_lines
         self._stop_times = stop_times or StopTimes()
         self._sweeper = Sweeper()
         self._processes: set[ClaudeProcess] = set()
-        self._litter: set[str] = set()
+        self._scratches = Scratches()
         self._transport_module: ModuleType | None = None
 
     async def warm_up(self) -> None:
@@ -144,38 +175,7 @@ class ClaudeAgent:
             NotAllowed: The operator has not allowed it.
             InvalidSpec: It names the field and says why.
         """
-        if spec.model is not None and not models.is_name(spec.model):
-            raise InvalidSpec("model", f"{spec.model[:100]!r} cannot be the name of a model.")
-        if spec.cwd is not None and not os.path.isabs(spec.cwd):
-            raise InvalidSpec("cwd", f"{spec.cwd!r} is not an absolute path.")
-        if spec.cwd is not None and not os.path.isdir(spec.cwd):
-            raise InvalidSpec("cwd", f"{spec.cwd!r} is not a directory on this machine.")
-        strange = tools.unknown(spec.allowed_tools or (), extra=self._extra_tools)
-        if strange:
-            raise InvalidSpec(
-                "allowed_tools",
-                f"there is no tool {', '.join(map(repr, strange))}. "
-                f"There are: {', '.join(tools.known(extra=self._extra_tools))}.",
-            )
-        if spec.permission_mode == "bypassPermissions":
-            self._check_bypass()
-        if spec.max_turns is not None and spec.max_turns < 1:
-            raise InvalidSpec("max_turns", "it must be at least 1.")
-        if spec.system_prompt is not None and not _is_text(spec.system_prompt):
-            raise InvalidSpec("system_prompt", "it holds half a surrogate pair, which is no text.")
-
-    def _check_bypass(self) -> None:
-        if not self._allow_bypass:
-            raise NotAllowed(
-                "permission_mode", "the operator of this server has not allowed bypassPermissions."
-            )
-        sandboxed = {**os.environ, **self._env}.get("IS_SANDBOX")
-        if os.geteuid() == 0 and not sandboxed:
-            raise NotAllowed(
-                "permission_mode",
-                "Claude Code refuses bypassPermissions to root. The operator must run the server "
-                "as another user or, if it is in a sandbox, set IS_SANDBOX=1.",
-            )
+        self._rules.check(spec)
 
     async def spawn(self, fingerprint: Fingerprint, *, resume: str | None = None) -> ClaudeProcess:
         """Start a process and return when it is ready for a prompt.
@@ -195,12 +195,12 @@ class ClaudeAgent:
         try:
             # Also here, because much of what comes before the program opens files as well.
             require_descriptors()
-            cli = launch.find_cli(self._cli_path)
-            if self._litter:
-                await asyncio.to_thread(self._remove, *self._litter)
-            scratch = tempfile.mkdtemp(prefix="claude-", dir=self._env.get(launch.SCRATCH))
+            cli = self._find_cli()
+            await self._scratches.remove()
+            provided = await self._provided(fingerprint.owner)
+            scratch = self._scratches.make(self._env.get(launch.SCRATCH))
             try:
-                env = self._environment(fingerprint, marker, scratch)
+                env = self._environment(fingerprint, marker, scratch, provided)
                 if self._sandbox:
                     sandbox.require(env.get("PATH"))
                 limits = Confinement.of(
@@ -210,9 +210,16 @@ class ClaudeAgent:
                     extra_dirs=self._extra_dirs,
                     hidden_dirs=self._hidden_dirs,
                 )
-                program = await self._start(cli, fingerprint, env, scratch, limits, resume)
+                given = self._arguments(fingerprint, env, scratch, limits, resume, provided)
+                with workdir.held(fingerprint.cwd) as inside:
+                    program = await Program.start(
+                        launch.tied_to_us([cli, *given]),
+                        cwd=inside,
+                        env=env,
+                        stderr_lines=self._stderr_lines,
+                    )
             except BaseException:
-                self._remove(scratch)
+                self._scratches.remove_now(scratch)
                 raise
         except (OSError, ValueError) as error:
             # The caller is told why, and only the operator where on this machine.
@@ -249,60 +256,107 @@ class ClaudeAgent:
             raise
         return process
 
+    async def find_credential(self, owner: str = LOCAL_OWNER) -> Credential:
+        """Find out how the sessions of an owner would log in.
+
+        Args:
+            owner: Whose; it matters where each has a `config_dir` or credentials of its own.
+
+        Raises:
+            AgentStartFailed: The provider of credentials failed.
+            OSError: The owner's `config_dir` cannot be made.
+        """
+        fingerprint = Fingerprint(owner=owner, cwd="/")
+        env = self._environment(fingerprint, "", "", await self._provided(owner))
+        del env[launch.MARKER], env[launch.SCRATCH]
+        return await find_credential(env, cli_path=self._cli_path)
+
     async def aclose(self) -> None:
         """Stop every process that nobody has stopped."""
         try:
             await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
         finally:
-            await asyncio.to_thread(self._remove, *self._litter)
+            await self._scratches.remove()
 
     async def _clean_up(self, marker: str, scratch: str) -> None:
         try:
             await self._sweeper.sweep(marker)
         finally:
-            await asyncio.to_thread(self._remove, scratch, *self._litter)
+            await self._scratches.remove(scratch)
 
-    def _remove(self, *scratches: str) -> None:
-        """Remove scratch directories; those that stay are remembered, to be tried again."""
-        for scratch in scratches:
-            # It takes a descriptor, and there may be none just now.
-            shutil.rmtree(scratch, ignore_errors=True)
-            if os.path.lexists(scratch):
-                self._litter.add(scratch)
-            else:
-                self._litter.discard(scratch)
+    def _find_cli(self) -> str:
+        try:
+            return launch.find_cli(self._cli_path)
+        except AgentMissing:
+            if self._cli_path is None:
+                raise
+            # Callers are told, and where this machine has its programs is not for them.
+            _log.exception("Claude Code cannot be started")
+            raise AgentMissing(
+                "Claude Code is not where this server was told to find it. Its operator must look; "
+                "the server's log says more."
+            ) from None
 
-    async def _start(
+    async def _provided(self, owner: str) -> Mapping[str, str] | None:
+        if self._credentials is None:
+            return None
+        try:
+            return dict(await self._credentials.variables(owner=owner))
+        except Exception:
+            # The provider's failure, whose words may hold a secret: no caller gets them.
+            _log.exception("There is no credential for sessions of %r", owner)
+            raise AgentStartFailed(
+                "The server could not get the credential with which this session would reach the "
+                "model. Try again later; its operator finds the reason in the log."
+            ) from None
+
+    def _arguments(
         self,
-        cli: str,
         fingerprint: Fingerprint,
         env: Mapping[str, str],
         scratch: str,
         limits: Confinement,
         resume: str | None,
-    ) -> Program:
+        provided: Mapping[str, str] | None,
+    ) -> list[str]:
         model = fingerprint.model or self._model
-        exist, allowed = tools.resolve(fingerprint.allowed_tools, extra=self._extra_tools)
-        given = launch.arguments(
+        exist, allowed = tools.resolve(
+            fingerprint.allowed_tools, extra=self._extra_tools, forbidden=self._forbidden
+        )
+        return launch.arguments(
             fingerprint,
             model=self._aliases.get(model, model),
             tools=exist,
             allowed=allowed,
+            forbidden=tools.every_name(self._forbidden),
             setting_sources=self._setting_sources,
             extra_dirs=self._extra_dirs,
-            settings=sandbox.settings(limits, env) if self._sandbox else None,
-            system_prompt_file=_written(fingerprint.system_prompt, scratch),
+            settings=self._settings(limits, env, provided),
+            system_prompt_file=written(fingerprint.system_prompt, scratch, "system-prompt"),
             session_id=str(uuid.uuid4()),
             resume=resume,
         )
-        return await Program.start(
-            launch.tied_to_us([cli, *given]),
-            cwd=fingerprint.cwd,
-            env=env,
-            stderr_lines=self._stderr_lines,
-        )
 
-    def _environment(self, fingerprint: Fingerprint, marker: str, scratch: str) -> dict[str, str]:
+    def _settings(
+        self, limits: Confinement, env: Mapping[str, str], provided: Mapping[str, str] | None
+    ) -> str | None:
+        settings: JsonObject = {}
+        if self._confine_files:
+            settings |= limits.settings()
+        if self._sandbox:
+            settings |= sandbox.settings(limits, env, secret=provided or ())
+        return json.dumps(settings) if settings else None
+
+    def _environment(
+        self,
+        fingerprint: Fingerprint,
+        marker: str,
+        scratch: str,
+        provided: Mapping[str, str] | None,
+    ) -> dict[str, str]:
+        config_dir = configdir.of(self._config_dir, fingerprint.owner)
+        if config_dir is not None:
+            configdir.make(config_dir)
         return launch.environment(
             os.environ,
             self._env,
@@ -310,9 +364,10 @@ class ClaudeAgent:
             scratch=scratch,
             cwd=fingerprint.cwd,
             sdk_version=importlib.metadata.version("claude-agent-sdk"),
-            config_dir=self._config_dir,
+            config_dir=config_dir,
             background=fingerprint.background,
             passthrough=self._env_passthrough,
+            provided=provided,
         )
 
     async def _transports(self) -> ModuleType:
@@ -340,19 +395,3 @@ def _without_paths(error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return str(error)
-
-
-def _written(system_prompt: str | None, scratch: str) -> str | None:
-    if system_prompt is None:
-        return None
-    path = Path(scratch, "system-prompt")
-    path.write_text(system_prompt, encoding="utf-8")
-    return str(path)
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

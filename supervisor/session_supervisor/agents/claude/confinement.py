@@ -8,8 +8,10 @@ What it relies on, all of it measured: the hook gets the path mostly made absolu
 that of a search as the model wrote it; a relative one counts from the CLI's own current directory;
 searches do not follow links that they come across, and their `..` leads nowhere; `~name` is a name.
 
-The CLI checks a call before it asks. So Edit tells whether a file outside exists, and under
-bypassPermissions whether a text occurs in it, which no hook can help.
+The CLI checks a call before it asks, and says what it found: Edit would tell whether a file outside
+exists, and under bypassPermissions whether a text occurs in it. No hook can help that, so the CLI
+is told the limits as well, by a setting that it looks at first. It is meant for programs that start
+the CLI and may change with it, so nothing but that rests on it.
 
 A path can be made to lead elsewhere between this decision and the use of it, by a process of the
 session's own. One that runs such processes has no need to: it has Bash.
@@ -24,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
+
+from session_supervisor.spec import JsonObject
 
 _PATH_OF = {
     "Read": "file_path",
@@ -78,21 +82,34 @@ class Confinement:
         Args:
             env: Its environment, which says where the CLI keeps its login and what all sessions
                 said: nothing for any of them to read.
-            cwd: Its working directory.
+            cwd: Its working directory, known to have no links in it. It is not looked at again:
+                somebody could have put one there by now.
             scratch: Its directory for temporary files.
             extra_dirs: Where else it may use files.
-            hidden_dirs: Where else it may not.
+            hidden_dirs: Where else it may not; files, too.
         """
         home = env.get("HOME") or os.path.expanduser("~")
         config = env.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
         return cls(
             home=home,
-            roots=tuple(os.path.realpath(one) for one in (cwd, *extra_dirs, scratch)),
+            roots=(
+                os.path.normpath(cwd),
+                *(os.path.realpath(one) for one in (*extra_dirs, scratch)),
+            ),
             hidden=tuple(
                 os.path.realpath(one)
                 for one in (config, os.path.join(home, ".claude.json"), *hidden_dirs)
             ),
         )
+
+    def settings(self) -> JsonObject:
+        """Return the settings by which the CLI's own checks keep to the limits."""
+        return {
+            "permissions": {
+                "blockFileToolReadsOutsideWorkingDirectories": True,
+                "workingDirectoriesExclude": list(self.hidden),
+            }
+        }
 
     def refusal(self, call: Mapping[str, JsonValue]) -> str | None:
         """Return why a tool may not run, for the model to read, or None if it may.
@@ -117,16 +134,16 @@ class Confinement:
         return None
 
     def _check(self, tool: str, path: str, real: str, results: str | None) -> None:
-        inside = max((len(one) for one in self.roots if _is_in(real, one)), default=-1)
-        behind = max((len(one) for one in self.hidden if _is_in(real, one)), default=-1)
-        if tool not in _CHANGES and results is not None and _is_in(real, results):
+        inside = max((len(one) for one in self.roots if is_in(real, one)), default=-1)
+        behind = max((len(one) for one in self.hidden if is_in(real, one)), default=-1)
+        if tool not in _CHANGES and results is not None and is_in(real, results):
             return
         if inside <= behind:
             allowed = " and ".join(map(repr, self.roots[:-1]))
             raise _Refused(
                 f"{path!r} is outside of the session's directory. Use files in {allowed} only."
             )
-        if tool in _SEARCHES and any(_is_in(one, real) for one in self.hidden):
+        if tool in _SEARCHES and any(is_in(one, real) for one in self.hidden):
             raise _Refused(
                 f"{path!r} holds Claude Code's own files, which are not the session's. "
                 "Search a directory further down."
@@ -182,5 +199,6 @@ def _results_of(call: Mapping[str, JsonValue]) -> str | None:
     return os.path.join(project, session, "tool-results") if session.strip(".") else None
 
 
-def _is_in(path: str, folder: str) -> bool:
+def is_in(path: str, folder: str) -> bool:
+    """Whether a path is another, or below it; both have no links in them."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

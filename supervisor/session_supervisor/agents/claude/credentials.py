@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from session_supervisor.agents.claude.launch import find_cli
 from session_supervisor.agents.claude.program import require_descriptors
 from session_supervisor.agents.claude.variables import is_on
-from session_supervisor.errors import AgentStartFailed
+from session_supervisor.errors import AgentMissing, AgentStartFailed
 from session_supervisor.spec import JsonObject
 
 _CLOUDS = {
@@ -35,6 +35,12 @@ _SECRETS = {
 """Variables that hold a secret, in the order in which the CLI prefers them."""
 
 
+_HOW = (
+    "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or run `claude auth login` as the user that "
+    "runs the server, with the CLAUDE_CONFIG_DIR that its sessions have."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
     """What was found of a credential. That it exists does not mean that it is valid.
@@ -51,10 +57,17 @@ class Credential:
 
 
 class CredentialProvider(Protocol):
-    """Says what a session's process needs in its environment to reach the model."""
+    """Says what a process needs in its environment to reach the model, owner by owner.
 
-    async def variables(self, *, owner: str, session_id: str) -> Mapping[str, str]:
-        """Return environment variables for one process of one session."""
+    Not session by session: a process may be started before it is known whose session it serves.
+    """
+
+    async def variables(self, *, owner: str) -> Mapping[str, str]:
+        """Return the environment variables for one process of an owner.
+
+        It is asked before each start, so that what it returns may change. None of the server's
+        own credentials comes to them. A session's shell can print them, unless it is sandboxed.
+        """
         ...
 
 
@@ -97,12 +110,15 @@ async def _login(
     try:
         cli = find_cli(cli_path)
         answer = await _answer(cli, env, timeout_s)
-    except (AgentStartFailed, OSError) as error:
+    except (AgentMissing, OSError) as error:
+        return _none(f"{error} {_HOW}")
+    except AgentStartFailed as error:
+        # It may well be there: what must be done first is something else.
         return _none(str(error))
     if answer is None:
-        return _none("`claude auth status` did not say whether somebody is logged in.")
+        return _none(f"`claude auth status` did not say whether somebody is logged in. {_HOW}")
     if answer.get("loggedIn") is not True:
-        return _none("Nobody is logged in.")
+        return _none(f"Nobody is logged in. {_HOW}")
     method = answer.get("authMethod")
     detail = f"Claude Code is logged in ({method})." if method else "Claude Code is logged in."
     return Credential(found=True, source="login", detail=detail)
@@ -140,10 +156,4 @@ async def _answer(cli: str, env: Mapping[str, str], timeout_s: float) -> JsonObj
 
 
 def _none(why: str) -> Credential:
-    return Credential(
-        found=False,
-        source="none",
-        detail=f"{why} Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN, or run `claude auth "
-        "login` "
-        "as the user that runs the server.",
-    )
+    return Credential(found=False, source="none", detail=why)

@@ -50,6 +50,11 @@ _CONTEXT = _Meaning(
     FailureCode.CONTEXT_FULL,
     "The conversation is longer than the model can read. Start a new session.",
 )
+_TOO_LARGE = _Meaning(
+    FailureCode.CONTEXT_FULL,
+    "The conversation, with all its images and files, is larger than the Claude API takes. Start a "
+    "new session.",
+)
 _REFUSED = _Meaning(
     FailureCode.UPSTREAM_REFUSED,
     "The model's safeguards stopped the answer. Ask differently, or in a new session.",
@@ -72,7 +77,7 @@ _BY_REASON = {
     "prompt_too_long": _CONTEXT,
     "image_error": _Meaning(
         FailureCode.UPSTREAM_REFUSED,
-        "The request with all its images is larger than the Claude API takes.",
+        "An image is larger than the Claude API takes, or of a kind that it does not.",
     ),
 }
 
@@ -82,7 +87,6 @@ _BY_STATUS = {
     402: _BILLING,
     403: _AUTHENTICATION,
     404: _MODEL,
-    413: _INVALID,
     422: _INVALID,
     429: _RATE_LIMITED,
     529: _OVERLOADED,
@@ -129,6 +133,9 @@ def failure_of(
 
 
 def _meaning(result: JsonObject, api_error: str | None, prose: str) -> tuple[_Meaning, str | None]:
+    # The CLI gives this the same reason as one bad image; but it is the whole that is too large.
+    if result.get("api_error_status") == 413:
+        return _TOO_LARGE, "http_413"
     reason = result.get("terminal_reason")
     if isinstance(reason, str) and reason in _BY_REASON:
         return _BY_REASON[reason], reason

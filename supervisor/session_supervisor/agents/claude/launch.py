@@ -85,6 +85,7 @@ def arguments(
     model: str,
     tools: Sequence[str],
     allowed: Sequence[str],
+    forbidden: Sequence[str] = (),
     setting_sources: Sequence[str] = (),
     extra_dirs: Sequence[str] = (),
     settings: str | None = None,
@@ -101,6 +102,7 @@ def arguments(
         model: The model's name, aliases resolved.
         tools: The tools that exist.
         allowed: Those that run without asking.
+        forbidden: Those that never exist, whatever else would bring them.
         setting_sources: Settings files to read: `user`, `project`, `local`.
         extra_dirs: Where file tools may be used as they are in the working directory.
         settings: Further settings of ours, as JSON.
@@ -121,6 +123,8 @@ def arguments(
     ]
     if allowed:
         given.append(f"--allowedTools={','.join(allowed)}")
+    if forbidden:
+        given.append(f"--disallowedTools={','.join(forbidden)}")
     given += (f"--add-dir={path}" for path in extra_dirs)
     if not setting_sources:
         # Otherwise the servers of the user's own configuration are started for every session.
@@ -151,12 +155,13 @@ def environment(
     config_dir: str | None = None,
     background: bool = True,
     passthrough: Sequence[str] = (),
+    provided: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the environment of one process.
 
     Args:
         inherited: Ours, of which `variables` says what it gets.
-        given: The operator's variables; they win over all but the next two.
+        given: The operator's variables; they win over all but what is provided and the next two.
         marker: Unique value by which the process's children are found.
         scratch: Directory for what the CLI writes for as long as it lives: the output of work in
             the background, and the socket at which other sessions could reach it.
@@ -166,8 +171,14 @@ def environment(
         background: Whether subagents and shells may go on after the turn that began them. The
             CLI lets subagents do so unless they are told not to.
         passthrough: Names and patterns of further variables of ours that it gets.
+        provided: What a provider of credentials gave; None: there is no provider, so that our own
+            credentials are the session's.
     """
+    given = {**given, **(provided or {})}
     kept = variables.inherited(inherited, given, passthrough=passthrough)
+    if provided is not None:
+        for name in variables.credentials(kept):
+            del kept[name]
     own = {
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
         "CLAUDE_AGENT_SDK_VERSION": sdk_version,

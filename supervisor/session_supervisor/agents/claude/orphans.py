@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Collection
@@ -21,6 +22,10 @@ _PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 what was forked meanwhile."""
 
 
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing of the process that was looked at."""
+
+
 class Sweeper:
     """Kills by marker. Sweeps that are asked for at the same time share their scans of /proc."""
 
@@ -30,17 +35,29 @@ class Sweeper:
         self._scanning = asyncio.Lock()
 
     async def sweep(self, marker: str) -> None:
-        """Kill every process that carries a marker; return when none is found any more."""
+        """Kill every process that carries a marker; return when none is found any more.
+
+        Raises:
+            OSError: They cannot be looked for: there is no file descriptor for some seconds.
+        """
         self._wanted.add(marker)
         async with self._scanning:
             if marker not in self._wanted:
                 return  # the one before has done it along with its own
             wanted = frozenset(self._wanted)
-            for pause_s in _PAUSES_S:
-                if not await asyncio.to_thread(kill_marked, wanted):
-                    break
-                await asyncio.sleep(pause_s)
+            await self._sweep(wanted)
             self._wanted -= wanted
+
+    async def _sweep(self, markers: Collection[str]) -> None:
+        for pause_s in _PAUSES_S:
+            try:
+                if not await asyncio.to_thread(kill_marked, markers):
+                    return
+            except OSError as error:
+                # No descriptor to be had just now; to go on as if nothing were left would be wrong.
+                if error.errno not in _EXHAUSTED or pause_s == _PAUSES_S[-1]:
+                    raise
+            await asyncio.sleep(pause_s)
 
 
 def kill_marked(markers: Collection[str]) -> list[int]:
@@ -57,15 +74,25 @@ def marked(markers: Collection[str]) -> list[int]:
 
     Processes that have ended and wait for their parent are not among them. Without /proc there
     is nothing to find.
+
+    Raises:
+        OSError: There is no file descriptor to look with.
     """
     entries = [f"{MARKER}={marker}".encode() for marker in markers]
     found: list[int] = []
-    with contextlib.suppress(FileNotFoundError):
-        for folder in os.scandir("/proc"):
-            if not folder.name.isdigit() or int(folder.name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError):  # gone, or not ours
-                variables = Path(folder.path, "environ").read_bytes().split(b"\0")
-                if any(entry in variables for entry in entries):
-                    found.append(int(folder.name))
+    try:
+        names = os.listdir("/proc")
+    except FileNotFoundError:
+        return found
+    for name in names:
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            variables = Path("/proc", name, "environ").read_bytes().split(b"\0")
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            continue  # gone, or not ours
+        if any(entry in variables for entry in entries):
+            found.append(int(name))
     return found

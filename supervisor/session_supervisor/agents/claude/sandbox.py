@@ -6,13 +6,13 @@ sees no process but its own, no network, and no credential in its environment.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from session_supervisor.agents.claude import variables
 from session_supervisor.agents.claude.confinement import Confinement
 from session_supervisor.errors import AgentMissing
+from session_supervisor.spec import JsonObject
 
 NEEDED = ("bwrap", "socat")
 """The programs that it is made of, from the packages bubblewrap and socat."""
@@ -35,14 +35,18 @@ def require(path: str | None) -> None:
         )
 
 
-def settings(limits: Confinement, env: Mapping[str, str]) -> str:
-    """Return the settings that turn it on, as JSON.
+def settings(
+    limits: Confinement, env: Mapping[str, str], *, secret: Collection[str] = ()
+) -> JsonObject:
+    """Return the settings that turn it on.
 
     Args:
         limits: What the file tools may reach.
         env: The environment of the process.
+        secret: Names of variables that commands must not see, besides those known to be so.
     """
-    sandbox = {
+    withheld = sorted({*variables.credentials(env), *secret})
+    sandbox: JsonObject = {
         "enabled": True,
         "failIfUnavailable": True,
         # A sandbox is no permission: whether Bash runs at all is decided as without one.
@@ -50,13 +54,11 @@ def settings(limits: Confinement, env: Mapping[str, str]) -> str:
         # Else the model may ask for a command to be run outside.
         "allowUnsandboxedCommands": False,
         "filesystem": {
-            "denyRead": limits.hidden,
-            "allowRead": limits.roots,
-            "allowWrite": limits.roots,
+            "denyRead": list(limits.hidden),
+            "allowRead": list(limits.roots),
+            "allowWrite": list(limits.roots),
         },
         # Not CLAUDE_CODE_SUBPROCESS_ENV_SCRUB, which also lets commands write to all of /tmp.
-        "credentials": {
-            "envVars": [{"name": name, "mode": "deny"} for name in variables.credentials(env)]
-        },
+        "credentials": {"envVars": [{"name": name, "mode": "deny"} for name in withheld]},
     }
-    return json.dumps({"sandbox": sandbox})
+    return {"sandbox": sandbox}

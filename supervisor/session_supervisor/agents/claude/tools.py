@@ -26,23 +26,43 @@ _OTHER_NAME_OF_TASK = "Agent"
 
 
 def resolve(
-    requested: Sequence[str] | None, *, extra: Sequence[str] = ()
+    requested: Sequence[str] | None, *, extra: Sequence[str] = (), forbidden: Collection[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return which tools exist, and which of these run without asking.
 
     Args:
         requested: The tools that the session names; None for the default set.
         extra: The operator's additions to the default set.
+        forbidden: What no session gets, as `checked` returns it.
     """
-    if requested is None:
-        return tuple(dict.fromkeys((*DEFAULT_TOOLS, *extra))), ()
-    tools = tuple(dict.fromkeys(map(documented_name, requested)))
-    return tools, tools
+    named = (*DEFAULT_TOOLS, *extra) if requested is None else requested
+    tools = tuple(name for name in _documented(named) if name not in forbidden)
+    return tools, () if requested is None else tools
 
 
 def documented_name(name: str) -> str:
     """Return the name that the documentation has for a tool: the CLI has two for subagents."""
     return _TASK if name == _OTHER_NAME_OF_TASK else name
+
+
+def every_name(tools: Collection[str]) -> tuple[str, ...]:
+    """Return the documented names of tools, and the others that the CLI has for them."""
+    return (*tools, _OTHER_NAME_OF_TASK) if _TASK in tools else tuple(tools)
+
+
+def checked(forbidden: Sequence[str], *, extra: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the documented names of what the operator forbids.
+
+    Raises:
+        ValueError: One is no tool's name, so that forbidding it would forbid nothing.
+    """
+    strange = unknown(forbidden, extra=extra)
+    if strange:
+        raise ValueError(
+            f"forbidden_tools: there is no tool {', '.join(map(repr, strange))}. "
+            f"There are: {', '.join(known(extra=extra))}."
+        )
+    return _documented(forbidden)
 
 
 def unknown(requested: Sequence[str], *, extra: Collection[str] = ()) -> tuple[str, ...]:
@@ -51,6 +71,11 @@ def unknown(requested: Sequence[str], *, extra: Collection[str] = ()) -> tuple[s
     return tuple(name for name in requested if name not in names)
 
 
-def known(*, extra: Collection[str] = ()) -> tuple[str, ...]:
+def known(*, extra: Collection[str] = (), forbidden: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of all tools that a session may ask for."""
-    return tuple(dict.fromkeys((*DEFAULT_TOOLS, *OTHER_TOOLS, *extra)))
+    names = dict.fromkeys((*DEFAULT_TOOLS, *OTHER_TOOLS, *extra))
+    return tuple(name for name in names if documented_name(name) not in forbidden)
+
+
+def _documented(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(documented_name, names)))

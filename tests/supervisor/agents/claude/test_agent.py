@@ -153,10 +153,19 @@ async def test_a_start_that_is_cancelled_twice_leaves_nothing(fake: FakeAgent) -
 async def test_a_directory_that_is_gone_is_told_and_where_it_was_only_to_the_operator(
     fake: FakeAgent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(AgentStartFailed, match="No such file or directory") as failure:
+    with pytest.raises(AgentStartFailed, match="gone, or its path leads elsewhere") as failure:
         await fake("").spawn(Fingerprint(owner="local", cwd="/nowhere"))
     assert "/" not in str(failure.value)
     assert "/nowhere" in caplog.text
+
+
+async def test_a_program_that_is_gone_is_told_and_where_it_was_only_to_the_operator(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(AgentMissing, match="operator must look") as failure:
+        await ClaudeAgent(cli_path="/nowhere/claude").spawn(FINGERPRINT)
+    assert "/" not in str(failure.value)
+    assert "/nowhere/claude" in caplog.text
 
 
 async def test_what_is_no_program_is_told(tmp_path: Path) -> None:

@@ -272,3 +272,34 @@ def test_a_directory_inside_the_hidden_one_can_be_a_session_s(tree: Tree) -> Non
     call: dict[str, JsonValue] = {"tool_name": "Read", "cwd": str(tree.cwd)}
     assert confinement.refusal({**call, "tool_input": {"file_path": "a"}}) is None
     assert confinement.refusal({**call, "tool_input": {"file_path": "../a"}})
+
+
+def test_the_cli_is_told_the_same_limits(tree: Tree) -> None:
+    told = tree.confinement.settings()["permissions"]
+    assert isinstance(told, dict)
+    assert told["blockFileToolReadsOutsideWorkingDirectories"] is True
+    excluded = told["workingDirectoriesExclude"]
+    assert isinstance(excluded, list)
+    assert str(tree.cwd / "config") in excluded
+
+
+def test_where_it_works_is_not_looked_up_again(tree: Tree) -> None:
+    # What has become a link since it was looked at must not move the limits.
+    limits = Confinement.of({"HOME": "/"}, cwd=str(tree.top / "same"), scratch="/nowhere")
+    assert limits.roots[0] == str(tree.top / "same")
+
+
+def test_a_single_file_can_be_hidden(tree: Tree) -> None:
+    limits = Confinement.of(
+        {"HOME": "/"},
+        cwd=str(tree.cwd),
+        scratch="/nowhere",
+        hidden_dirs=[str(tree.cwd / "b/a")],
+    )
+    for path, refused in {"b/a": True, "b/c/a": False, "a": False}.items():
+        call: dict[str, JsonValue] = {
+            "tool_name": "Read",
+            "tool_input": {"file_path": path},
+            "cwd": str(tree.cwd),
+        }
+        assert bool(limits.refusal(call)) is refused

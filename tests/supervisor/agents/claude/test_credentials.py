@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from session_supervisor.agents.claude import ClaudeAgent, credentials
 from session_supervisor.agents.claude.credentials import find_credential, in_environment
+from session_supervisor.errors import AgentStartFailed
 
 pytestmark = pytest.mark.anyio
 
@@ -62,6 +66,47 @@ async def test_a_cli_that_hangs_or_is_missing_finds_nothing_and_takes_no_longer(
     assert not (await find_credential({}, cli_path=hanging, timeout_s=0.2)).found
     assert not (await find_credential({}, cli_path="/does/not/exist")).found
     assert time.monotonic() - began < 5
+
+
+async def test_what_must_be_done_first_is_said_alone() -> None:
+    with patch.object(
+        credentials, "require_descriptors", side_effect=AgentStartFailed("None left.")
+    ):
+        found = await find_credential({}, cli_path="/bin/true")
+    assert (found.found, found.detail) == (False, "None left.")
+
+
+class Purse:
+    """A credential for each owner but one."""
+
+    async def variables(self, *, owner: str) -> Mapping[str, str]:
+        if owner == "nobody":
+            raise KeyError("sk-secret")
+        return {"ANTHROPIC_API_KEY": f"sk-{owner}"} if owner == "ada" else {}
+
+
+async def test_an_owner_s_credential_is_looked_for_where_its_sessions_have_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ours")
+    cli = script(tmp_path, """test -e "$CLAUDE_CONFIG_DIR/login" && echo '{"loggedIn": true}'""")
+
+    def config_dir(owner: str) -> Path:
+        return tmp_path / "owners" / owner
+
+    agent = ClaudeAgent(cli_path=cli, config_dir=config_dir, credentials=Purse())
+    assert (await agent.find_credential("ada")).source == "ANTHROPIC_API_KEY"
+    assert (await agent.find_credential("ben")).source == "none"
+    (config_dir("ben") / "login").touch()
+    assert (await agent.find_credential("ben")).source == "login"
+    assert (await agent.find_credential("cleo")).source == "none"
+    assert config_dir("cleo").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(AgentStartFailed, match="operator finds the reason") as failure:
+        await agent.find_credential("nobody")
+    assert "sk-secret" not in str(failure.value)
+    assert "sk-secret" in caplog.text
+    agent = ClaudeAgent(cli_path=cli, config_dir=config_dir)
+    assert (await agent.find_credential("cleo")).source == "ANTHROPIC_API_KEY"
 
 
 @pytest.mark.e2e

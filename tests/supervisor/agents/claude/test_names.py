@@ -45,6 +45,51 @@ def test_an_unknown_tool_is_refused_by_name_and_the_known_ones_are_listed(name: 
     assert "'Read'" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["Task", "Agent"])
+def test_a_forbidden_tool_never_exists_under_either_name(name: str) -> None:
+    forbidden = tools.checked([name, "Bash"])
+    assert tools.resolve(None, extra=("Bash",), forbidden=forbidden) == (
+        ("Read", "Write", "Edit", "Glob", "Grep", "WebFetch", "WebSearch"),
+        (),
+    )
+    assert tools.resolve(("Read", "Agent", "Task"), forbidden=forbidden) == (("Read",), ("Read",))
+    assert set(tools.every_name(forbidden)) == {"Task", "Agent", "Bash"}
+
+
+@pytest.mark.parametrize("asked", ["Task", "Agent", "Bash"])
+def test_who_names_a_forbidden_tool_is_told_so_and_what_there_is(asked: str) -> None:
+    agent = ClaudeAgent(forbidden_tools=["Agent", "Bash"])
+    with pytest.raises(NotAllowed, match=f"has forbidden '{asked}'") as refusal:
+        agent.check(SessionSpec(allowed_tools=("Read", asked)))
+    there = refusal.value.reason.partition("There are: ")[2]
+    assert "WebSearch" in there
+    assert not {"Task", "Agent", "Bash"} & set(there.rstrip(".").split(", "))
+    agent.check(SessionSpec(allowed_tools=("Read",)))
+    agent.check(SessionSpec())
+
+
+def test_forbidding_what_does_not_exist_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"there is no tool 'bash'.*Bash"):
+        ClaudeAgent(forbidden_tools=["bash"])
+    ClaudeAgent(extra_tools=["CronCreate"], forbidden_tools=["CronCreate"])
+
+
+def test_a_directory_is_given_without_links_and_is_not_the_server_s(tmp_path: Path) -> None:
+    top = tmp_path.resolve()
+    (top / "state/inner").mkdir(parents=True)
+    (top / "work").mkdir()
+    (top / "link").symlink_to("work")
+    agent = ClaudeAgent(hidden_dirs=[top / "state", top / "keys"])
+    agent.check(SessionSpec(cwd=str(top / "work")))
+    agent.check(SessionSpec(cwd=f"{top}/work/"))
+    with pytest.raises(InvalidSpec, match="symbolic link") as refusal:
+        agent.check(SessionSpec(cwd=str(top / "link")))
+    assert str(top / "work") not in str(refusal.value)
+    for hidden in ("state", "state/inner"):
+        with pytest.raises(NotAllowed, match="files of the server"):
+            agent.check(SessionSpec(cwd=str(top / hidden)))
+
+
 def test_the_operators_tools_may_be_named() -> None:
     ClaudeAgent(extra_tools=["CronCreate"]).check(SessionSpec(allowed_tools=("CronCreate",)))
 
@@ -138,9 +183,42 @@ def test_neither_settings_nor_servers_of_the_user_count_unless_the_operator_says
 
 def test_further_directories_and_settings_are_told_to_the_cli() -> None:
     arguments = launch.arguments(
-        PLAIN, model="m", tools=(), allowed=(), extra_dirs=("/a", "/b"), settings="{}"
+        PLAIN,
+        model="m",
+        tools=(),
+        allowed=(),
+        forbidden=("Bash", "Task"),
+        extra_dirs=("/a", "/b"),
+        settings="{}",
     )
-    assert {"--add-dir=/a", "--add-dir=/b", "--settings={}"} <= set(arguments)
+    wanted = {"--add-dir=/a", "--add-dir=/b", "--settings={}", "--disallowedTools=Bash,Task"}
+    assert wanted <= set(arguments)
+    assert not [one for one in given(PLAIN) if one.startswith("--disallowedTools")]
+
+
+def environment(
+    ours: dict[str, str], given: dict[str, str], provided: dict[str, str] | None = None
+) -> dict[str, str]:
+    return launch.environment(
+        ours,
+        given,
+        marker="m",
+        scratch="/s",
+        cwd="/w",
+        sdk_version="1",
+        provided=provided,
+    )
+
+
+def test_who_has_a_provider_of_credentials_gets_none_of_the_server_s() -> None:
+    ours = {"PATH": "/bin", "ANTHROPIC_API_KEY": "ours", "CLAUDE_CODE_OAUTH_TOKEN": "ours"}
+    without = environment(ours, {})
+    assert without["ANTHROPIC_API_KEY"] == without["CLAUDE_CODE_OAUTH_TOKEN"] == "ours"
+    env = environment(ours, {"A": "1", "B": "1"}, {"A": "2", "TOKEN": "t"})
+    assert "ours" not in env.values()
+    assert (env["PATH"], env["A"], env["B"], env["TOKEN"]) == ("/bin", "2", "1", "t")
+    assert environment({}, {}, {launch.MARKER: "x"})[launch.MARKER] == "m"
+    assert "ours" not in environment(ours, {}, {}).values()
 
 
 def test_the_environment_is_ours_without_another_session_s_and_with_the_operators() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -70,6 +72,38 @@ async def test_sweeps_at_the_same_time_share_their_scans() -> None:
         await asyncio.gather(*(sweeper.sweep(marker) for marker in markers))
     assert marked(markers) == []
     assert scans.call_count <= 6
+
+
+async def test_without_descriptors_a_sweep_waits_for_some_and_then_finds(marker: str) -> None:
+    start(marker, "sleep 60 &")
+    wait_for(marker, 1)
+    none_left = OSError(errno.EMFILE, "Too many open files")
+    look = os.listdir
+    answers = iter([none_left, none_left])
+
+    def starved(path: str) -> list[str]:
+        error = next(answers, None) if path == "/proc" else None
+        if error is not None:
+            raise error
+        return look(path)
+
+    with patch.object(os, "listdir", starved):
+        await Sweeper().sweep(marker)
+    assert marked([marker]) == []
+
+
+async def test_who_cannot_look_does_not_say_that_nothing_is_there(
+    marker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "_PAUSES_S", (0.001, 0.001))
+    too_many = OSError(errno.ENFILE, "Too many open files in system")
+    with patch.object(Path, "read_bytes", side_effect=too_many):
+        with pytest.raises(OSError, match="in system"):
+            marked([marker])
+        with pytest.raises(OSError, match="in system"):
+            await Sweeper().sweep(marker)
+    with patch.object(Path, "read_bytes", side_effect=PermissionError):
+        assert marked([marker]) == []
 
 
 async def test_a_sweep_that_is_cancelled_leaves_the_others_theirs(marker: str) -> None:

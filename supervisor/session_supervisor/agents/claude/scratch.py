@@ -1,0 +1,79 @@
+"""Directories for what the CLI writes while it lives, and what becomes of those that stay."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_TRIES = 5
+"""How often a directory is tried; what then is still there is the operator's."""
+
+_AT_ONCE = 20
+"""Most left directories that are tried along with the next one, so that none waits long for it."""
+
+
+class Scratches:
+    """Makes scratch directories, and removes them.
+
+    One may stay, for want of a file descriptor or because it holds what we may not remove. It is
+    tried again along with later ones, and given up with a word in the log.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._left: dict[str, int] = {}
+
+    def make(self, below: str | None) -> str:
+        """Make a directory that this user alone can use.
+
+        Args:
+            below: Where; None: in the directory for temporary files.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        return tempfile.mkdtemp(prefix="claude-", dir=below)
+
+    async def remove(self, *scratches: str) -> None:
+        """Remove directories, and some that were left before."""
+        # Only ever changed in the event loop's thread, since several are removed at once.
+        before = tuple(self._left)[:_AT_ONCE]
+        wanted = (*scratches, *before)
+        if not wanted:
+            return
+        left = await asyncio.to_thread(_remove, wanted)
+        for scratch in wanted:
+            tries = self._left.pop(scratch, 0) + 1
+            if scratch not in left:
+                continue
+            if tries < _TRIES:
+                self._left[scratch] = tries
+            else:
+                _log.error("The scratch directory %s cannot be removed: please do so", scratch)
+
+    def remove_now(self, scratch: str) -> None:
+        """Remove one that has hardly been used."""
+        if _remove((scratch,)):
+            self._left[scratch] = 1
+
+
+def _remove(scratches: tuple[str, ...]) -> frozenset[str]:
+    """Remove what can be removed; return what stays."""
+    for scratch in scratches:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return frozenset(scratch for scratch in scratches if os.path.lexists(scratch))
+
+
+def written(text: str | None, scratch: str, name: str) -> str | None:
+    """Write a text to a file in a scratch directory; return its path, None if there is none."""
+    if text is None:
+        return None
+    path = Path(scratch, name)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
