@@ -13,6 +13,7 @@ session says in `session_supervisor.events`.
 """
 
 from session_supervisor.actor import Restarted
+from session_supervisor.agents.port import Agent
 from session_supervisor.config import RestartPolicy, Retention, SupervisorConfig, Watchdogs
 from session_supervisor.events import Event
 from session_supervisor.lifecycle import State
@@ -24,13 +25,15 @@ from session_supervisor.messages import (
     Interrupted,
     InterruptOutcome,
 )
-from session_supervisor.monitors import Down, Missed, Monitor
+from session_supervisor.monitors import Down, Missed, Monitor, Notice
+from session_supervisor.quotas import Quota, Usage
 from session_supervisor.results import Origin, Outcome, TurnRecord, TurnResult
 from session_supervisor.session import Session, SessionSnapshot, TurnHandle
 from session_supervisor.spec import SessionKind, SessionSpec
 from session_supervisor.supervisor import Supervisor, SupervisorSnapshot
 
 __all__ = [
+    "Agent",
     "CloseReason",
     "Closed",
     "Cursor",
@@ -41,8 +44,10 @@ __all__ = [
     "Interrupted",
     "Missed",
     "Monitor",
+    "Notice",
     "Origin",
     "Outcome",
+    "Quota",
     "RestartPolicy",
     "Restarted",
     "Retention",
@@ -57,5 +62,6 @@ __all__ = [
     "TurnHandle",
     "TurnRecord",
     "TurnResult",
+    "Usage",
     "Watchdogs",
 ]

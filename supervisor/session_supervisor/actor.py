@@ -21,7 +21,7 @@ The rules, which the tests check against a small model:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import logging
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -92,6 +92,8 @@ from session_supervisor.spec import SessionKind
 from session_supervisor.timers import Timers
 from session_supervisor.turns import Turn
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_EVENTS = 256
 """Published events after which they are stored, though no block has ended."""
 
@@ -116,6 +118,9 @@ class TurnDeadline:
     def __str__(self) -> str:
         return "turn_timeout"
 
+
+TOLD_WHEN_STORED = frozenset({State.FAILED, State.CLOSED})
+"""States that readers hear of once that is stored, as of every end."""
 
 SIGNALS_AT_ONCE = 64
 """Signals that are served before queries and deadlines have their turn."""
@@ -187,7 +192,7 @@ class Actor:
         self._on_failed = on_failed
 
         self._timers = Timers()
-        self._signals: deque[Signal] = deque()
+        self._signals: list[Signal] = []
         self._queued: dict[str, Turn] = {}
         self._interrupts: list[Interruption] = []
         self._closes: list[Close] = []
@@ -212,6 +217,7 @@ class Actor:
         self._tools: dict[str, str] = {}
         self._model_cause = "no_first_byte"
         self._background = 0
+        self._strayed = False
         self._last_message: float | None = None
         self._probing = False
         self._started_at = self._up_at = 0.0
@@ -234,7 +240,7 @@ class Actor:
                 # Leaving the group would cancel the task that stops the process.
                 if self._incarnation is not None:
                     self._incarnation.give_up()
-                    await to_the_end(_wait(self._incarnation.gone))
+                    await to_the_end(self._incarnation.gone.wait())
                 raise
 
     # -- serving -------------------------------------------------------------------------
@@ -248,7 +254,7 @@ class Actor:
         """Serve what is here now; return whether there may be more."""
         for _ in range(min(len(self._signals), SIGNALS_AT_ONCE)):
             await self._serve_control()
-            await self._on_signal(self._signals.popleft())
+            await self._on_signal(self._signals.pop(0))
         await self._serve_control()
         await self._accept_all()
         while (timer := self._timers.pop_due(self._now())) is not None:
@@ -281,6 +287,7 @@ class Actor:
         else:
             match signal:
                 case Said():
+                    signal.incarnation.served()
                     await self._on_message(signal.message)
                 case Up():
                     self._up_at = self._now()
@@ -325,7 +332,11 @@ class Actor:
         position = len(self._queued) + (self._handed is not None) + (self._alone is not None)
         seq = self._log.last_seq + 1
         turn = self._ledger.accept(
-            turn_id, origin=Origin.USER, prompt=query.prompt.text, first_seq=seq
+            turn_id,
+            origin=Origin.USER,
+            prompt=query.prompt.text,
+            first_seq=seq,
+            place=query.place,
         )
         self._queued[turn_id] = turn
         self._timers.clear(Timer.IDLE)
@@ -409,6 +420,8 @@ class Actor:
                 turn = self._speaker()
                 if turn is not None:
                     await self._on_content(message, turn)
+                elif not self._owed and not self._owes_own:
+                    self._on_stray(message)
         if self._log.unstored >= CHECKPOINT_EVENTS:
             await self._log.commit()
 
@@ -457,6 +470,17 @@ class Actor:
                 )
                 self._log.publish(retrying, turn.turn_id)
                 self._expect_model(after_s=message.delay_s)
+
+    def _on_stray(self, message: AgentMessage) -> None:
+        """Say once that the adapter breaks its contract; there is no turn that this could be of."""
+        if not self._strayed:
+            self._strayed = True
+            logger.warning(
+                "session %s: the agent sent a %s outside of any turn, which is dropped",
+                self._core.session_id,
+                type(message).__name__,
+                extra={"session_id": self._core.session_id},
+            )
 
     async def _on_subagent(self, message: ToolStarted | ToolFinished) -> None:
         """Log what a subagent does. It may outlive the turn that started it, and begins none."""
@@ -716,6 +740,7 @@ class Actor:
 
     def _start_process(self) -> None:
         core = self._core
+        self._strayed = False
         self._started_at = self._now()
         self._incarnation = Incarnation(
             self._agent,
@@ -730,7 +755,6 @@ class Actor:
 
     def _restart(self) -> None:
         self._advance(Trigger.RETRY)
-        self._log.publish(events.Status(state=self._core.state))
         self._start_process()
 
     def _post(self, signal: Signal) -> None:
@@ -785,13 +809,16 @@ class Actor:
         if self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
             return
+        if self._finished:
+            # A one-off has had its turn: nobody needs another process.
+            await self._shut_down(CloseReason.FINISHED)
+            return
         delay = self._core.restarts.spend(self._now())
         if delay is None:
             await self._give_up(f"It crashed too often. The last time: {cause}", code)
             return
-        self._advance(Trigger.CRASHED)
+        self._advance(Trigger.CRASHED, reason=cause)
         self._timers.set(Timer.RESTART, self._now() + delay)
-        self._log.publish(events.Status(state=self._core.state, reason=cause))
         self._on_restart(
             Restarted(
                 session_id=self._core.session_id,
@@ -864,9 +891,10 @@ class Actor:
     async def _finish(self) -> None:
         core = self._core
         reason = self._close_reason or CloseReason.REQUESTED
+        # First of all: until this is stored, the session can still end by a fault.
+        await self._log.commit((events.Status(state=State.CLOSED, reason=reason), None))
         self._advance(Trigger.STOPPED)
         core.closed = Closed(reason=reason, exit=self._last_exit)
-        await self._log.commit((events.Status(state=core.state, reason=reason), None))
         self._log.close()
         for message in self._closes:
             message.reply.settle(core.closed)
@@ -889,8 +917,12 @@ class Actor:
     def _now(self) -> float:
         return self._core.clock.monotonic()
 
-    def _advance(self, trigger: Trigger) -> None:
-        self._core.state = advance(self._core.state, trigger)
+    def _advance(self, trigger: Trigger, *, reason: str | None = None) -> None:
+        before, now = self._core.state, advance(self._core.state, trigger)
+        self._core.state = now
+        # Of a turn's beginning and end its own events tell; and of a session's, what is committed.
+        if {before, now} != {State.IDLE, State.RUNNING} and now not in TOLD_WHEN_STORED:
+            self._log.publish(events.Status(state=now, reason=reason))
 
     def _live(self) -> Incarnation:
         assert self._incarnation is not None, "there is no process in this state"
@@ -971,10 +1003,6 @@ class Actor:
                 return "background work"
             case State.IDLE | State.FAILED | State.CLOSED:
                 return None
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 def _tool_event(message: ToolStarted | ToolFinished) -> events.ToolUse | events.ToolResult:

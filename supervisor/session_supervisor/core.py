@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from session_supervisor.clock import Clock
+from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import INITIAL, State
 from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
 from session_supervisor.messages import Closed, Control, Query
+from session_supervisor.quotas import Account
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.spec import SessionKind, SessionSpec
 from session_supervisor.timers import Wakeup
@@ -24,6 +25,7 @@ class SessionCore:
     Attributes:
         session_id: Ours; the agent's own id is `agent_session_id`.
         owner: Whose session it is.
+        account: What that owner has.
         kind: What it is for.
         spec: What was asked for.
         cwd: Where its processes run.
@@ -44,6 +46,7 @@ class SessionCore:
 
     session_id: str
     owner: str
+    account: Account
     kind: SessionKind
     spec: SessionSpec
     cwd: str
@@ -59,4 +62,4 @@ class SessionCore:
     has_context: bool = False
     failure: str | None = None
     closed: Closed | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: Latch = field(default_factory=Latch)

@@ -11,6 +11,7 @@ SupervisorError
 │   ├── Busy                   a turn runs, and the caller would not wait
 │   ├── MailboxFull            too much waits already; retry later
 │   ├── AtCapacity             too many sessions or processes; retry later
+│   ├── QuotaExceeded          the owner has as much as it may have; end something
 │   ├── NoWorkspace            no directory can be made; the operator must look
 │   └── Draining               the supervisor is going away
 ├── TurnFailed                 a turn ended without an answer: its code says why
@@ -131,6 +132,19 @@ class AtCapacity(Refused):
 
     def __init__(self, what: str, bound: int, *, retry_after: float = 5.0) -> None:
         super().__init__(f"All {bound} {what} are in use. Close one, or try again later.")
+        self.retry_after = retry_after
+
+
+class QuotaExceeded(Refused):
+    """The owner has as much as it may have at once."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, what: str, bound: int, *, retry_after: float = 1.0) -> None:
+        super().__init__(
+            f"You may have {bound} {what} at once, and have as many. End one, or wait until one "
+            "ends, and try again."
+        )
         self.retry_after = retry_after
 
 

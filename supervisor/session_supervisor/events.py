@@ -126,7 +126,9 @@ class Retrying:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The session's state changed.
+    """The session's state changed, in a way that no event of a turn tells.
+
+    That a turn runs, and that the session is idle after it, is told by the turn's own events.
 
     Attributes:
         state: The new state, from `session_supervisor.lifecycle.State`.

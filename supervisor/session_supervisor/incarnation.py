@@ -23,9 +23,14 @@ from session_supervisor.agents.port import (
 )
 from session_supervisor.config import Watchdogs
 from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed
+from session_supervisor.latch import Latch
 from session_supervisor.spec import Prompt
 
 logger = logging.getLogger(__name__)
+
+AHEAD = 256
+"""Messages of a process that may wait for the actor, which a slow store can hold up. Then the
+process waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +122,11 @@ class Incarnation:
         self._sending: asyncio.Task[None] | None = None
         self._taken: str | None = None
         self._interrupting: asyncio.Task[None] | None = None
+        self._unserved = 0
+        self._room: asyncio.Event | None = None
+        self._holds = 0
         self.given_up = False
-        self.gone = asyncio.Event()
+        self.gone = Latch()
         self._life = tasks.create_task(self._live())
         # Not in the task itself: one that is cancelled before its first step never runs.
         self._life.add_done_callback(self._over)
@@ -163,6 +171,7 @@ class Incarnation:
         """Ask for a sign of life; `Probed` or `Faulty` follows within the time limit."""
 
         async def ask(process: AgentProcess) -> None:
+            holds = self._holds
             time_limit = asyncio.timeout(self._watchdogs.probe_s)
             try:
                 async with time_limit:
@@ -170,20 +179,30 @@ class Incarnation:
             except TimeoutError:
                 if not time_limit.expired():
                     raise
-                self._post(
-                    Faulty(self, f"The agent was silent for {silent_s:g} s, even to a probe.")
-                )
-            else:
-                self._post(Probed(self))
+                if self._room is None and self._holds == holds:
+                    self._post(
+                        Faulty(self, f"The agent was silent for {silent_s:g} s, even to a probe.")
+                    )
+                    return
+                # It was we who did not read: its answer may stand behind all that it has said.
+            self._post(Probed(self))
 
         silent_s = self._watchdogs.silence_s + self._watchdogs.probe_s
         _ = self._errand(ask, "refused a probe")
+
+    def served(self) -> None:
+        """Note that one of its messages was served, which the reader may wait for."""
+        self._unserved -= 1
+        if self._room is not None and self._unserved <= AHEAD // 2:
+            self._room.set()
 
     def give_up(self) -> None:
         """End the process; nothing that it says counts any more, and `Down` follows."""
         if self.given_up:
             return
         self.given_up = True
+        if self._room is not None:
+            self._room.set()
         if self._process is None:
             self._life.cancel()
         else:
@@ -226,7 +245,7 @@ class Incarnation:
                 process.bind(self._binding)
                 self._post(Up(self))
                 async for message in process.messages():
-                    self._post(Said(self, message))
+                    await self._hear(message)
         except Exception as error:  # contains the adapter's failure: it is a crash
             cause = f"The agent could not be read: {error!r}"
         # Said before it is stopped, which may take long: nothing more may be handed to it.
@@ -234,6 +253,18 @@ class Incarnation:
         self._post(Faulty(self, cause or (known.cause if known else "") or ENDED))
         ended = await self._stop(process)
         return Down(self, replace(ended, cause=cause) if cause else ended)
+
+    async def _hear(self, message: AgentMessage) -> None:
+        """Post a message, and wait if too many are unserved: then the process has to wait, too."""
+        if self.given_up:
+            return
+        self._post(Said(self, message))
+        self._unserved += 1
+        if self._unserved >= AHEAD:
+            self._room = asyncio.Event()
+            await self._room.wait()
+            self._room = None
+            self._holds += 1
 
     async def _stop(self, process: AgentProcess) -> Exit:
         try:

@@ -49,7 +49,7 @@ class EventLog:
         self._stored_seq = 0
         self._last_seq = 0
         self._closed = False
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None
 
     @property
     def last_seq(self) -> int:
@@ -119,6 +119,9 @@ class EventLog:
 
     async def changed(self) -> None:
         """Return when there are new events, or the log was closed, since this was called."""
+        # Made by the first of those who wait, for all of them: most logs have no reader.
+        if self._changed is None:
+            self._changed = asyncio.Event()
         await self._changed.wait()
 
     def cursor(self, after: int = 0) -> Cursor:
@@ -157,9 +160,10 @@ class EventLog:
             self._wake()
 
     def _wake(self) -> None:
-        # `set` wakes whoever waits now; `clear` makes the next one wait for the next change.
-        self._changed.set()
-        self._changed.clear()
+        # Whoever waits now has this one; the next one waits for the next change.
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
 
 
 class Cursor:

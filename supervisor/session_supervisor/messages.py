@@ -10,6 +10,7 @@ from typing import Generic, TypeAlias, TypeVar
 from session_supervisor.agents.port import Exit
 from session_supervisor.lifecycle import State
 from session_supervisor.mailbox import Reply
+from session_supervisor.quotas import Place
 from session_supervisor.results import Origin
 from session_supervisor.spec import Prompt
 
@@ -148,15 +149,24 @@ class Query(_Message[Accepted]):
     Attributes:
         prompt: What is asked, with the id that the turn will have.
         timeout_s: Seconds from acceptance after which the turn is given up; None never.
+        place: What it counts as, of what its owner may have; given back if it is refused, else
+            with the turn's end.
     """
 
     prompt: Prompt
     timeout_s: float | None = None
+    place: Place | None = None
 
     @property
     def key(self) -> str:
         """The turn's id."""
         return self.prompt.prompt_id
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with an error; there will be no turn."""
+        if self.place is not None:
+            self.place.release()
+        super().refuse(error)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from session_supervisor.config import RestartPolicy
@@ -19,7 +18,7 @@ class RestartBudget:
     def __init__(self, policy: RestartPolicy, random: Callable[[], float]) -> None:
         self._policy = policy
         self._random = random
-        self._recent: deque[float] = deque()
+        self._recent: list[float] = []
         self.total = 0
 
     def spend(self, now: float) -> float | None:
@@ -31,8 +30,7 @@ class RestartBudget:
         Returns:
             Seconds to wait before the restart, or None if there have been too many.
         """
-        while self._recent and self._recent[0] <= now - self._policy.window_s:
-            self._recent.popleft()
+        self._recent = [at for at in self._recent if at > now - self._policy.window_s]
         n = len(self._recent)
         if n >= self._policy.max_restarts:
             return None

@@ -14,7 +14,7 @@ from typing import Self
 from uuid import uuid4
 
 from session_supervisor.core import SessionCore
-from session_supervisor.errors import Busy, InvalidSpec, SessionClosed, TurnFailed
+from session_supervisor.errors import Busy, InvalidSpec, Refused, SessionClosed, TurnFailed
 from session_supervisor.events import Event, Gap
 from session_supervisor.lifecycle import ACTIVE, State
 from session_supervisor.log import Cursor
@@ -27,6 +27,7 @@ from session_supervisor.messages import (
     Interrupted,
     Query,
 )
+from session_supervisor.quotas import Quota
 from session_supervisor.results import Outcome, TurnRecord, TurnResult
 from session_supervisor.spec import Prompt, SessionKind, SessionSpec
 from session_supervisor.turns import Turn
@@ -71,6 +72,21 @@ def check_query(prompt: str, timeout_s: float | None) -> None:
         raise InvalidSpec("prompt", "must not be empty")
     if timeout_s is not None and not timeout_s > 0:
         raise InvalidSpec("timeout_s", "must be greater than 0")
+
+
+async def submit(core: SessionCore, query: Query) -> TurnHandle:
+    """Put a query to a session; its place goes with it, also when nobody waits any more.
+
+    Raises:
+        Refused: It was not accepted.
+    """
+    try:
+        core.mailbox.offer_work(query)
+    except Refused as error:
+        query.refuse(error)
+        raise
+    accepted = await query.reply.wait()
+    return TurnHandle(core, core.ledger.get(accepted.turn_id), position=accepted.position)
 
 
 class TurnHandle:
@@ -214,6 +230,7 @@ class Session:
         timeout_s: float | None = None,
         turn_id: str | None = None,
         queue: bool = True,
+        quota: Quota | None = None,
     ) -> TurnHandle:
         """Ask; returns when the query is accepted, not when it is answered.
 
@@ -221,14 +238,18 @@ class Session:
             prompt: What is asked.
             timeout_s: Seconds from now after which the turn is given up; None takes the
                 supervisor's default.
-            turn_id: Id for the turn, a UUID that was never used before; None makes one.
+            turn_id: Id for the turn, a UUID that was never used before; None makes one. Of turns
+                that retention has dropped the ids are forgotten, too: used again, the agent may
+                skip the prompt, and the turn is given up as stalled.
             queue: Whether to wait behind other turns; otherwise `Busy` is raised.
+            quota: What the session's owner may have at once; None: any number of turns.
 
         Raises:
             InvalidSpec: The prompt is empty, the time limit is not positive, or the turn's id
                 was used before.
             Busy: A turn runs or waits, and `queue` is False.
             MailboxFull: Too many queries wait already.
+            QuotaExceeded: The owner has as many turns as it may have.
             SessionClosed: The session has ended.
             SessionFailed: The session gave up on its agent.
             Draining: The supervisor is shutting down.
@@ -241,13 +262,14 @@ class Session:
             raise InvalidSpec("turn_id", f"{turn_id!r} was used before in this session")
         if not queue and (core.mailbox.waiting_work or core.ledger.open()):
             raise Busy("The session is busy with another turn. Wait for its end, or interrupt it.")
-        message = Query(
-            prompt=Prompt(prompt_id=turn_id or str(uuid4()), text=prompt),
-            timeout_s=self._default_timeout_s if timeout_s is None else timeout_s,
+        return await submit(
+            core,
+            Query(
+                prompt=Prompt(prompt_id=turn_id or str(uuid4()), text=prompt),
+                timeout_s=self._default_timeout_s if timeout_s is None else timeout_s,
+                place=core.account.take_turn(quota),
+            ),
         )
-        core.mailbox.offer_work(message)
-        accepted = await message.reply.wait()
-        return TurnHandle(core, core.ledger.get(accepted.turn_id), position=accepted.position)
 
     async def interrupt(self, *, turn_id: str | None = None, queued: bool = False) -> Interrupted:
         """Stop the running turn, or the next one while its process starts.

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from session_supervisor import events
 from session_supervisor.actor import Actor, Restarted
@@ -39,11 +40,12 @@ from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
 from session_supervisor.messages import Close, Closed, CloseReason, Control, Query
 from session_supervisor.monitors import Down, Monitor, Notice
+from session_supervisor.quotas import Account, Place, Quota, Usage
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
-from session_supervisor.session import Session, SessionSnapshot, TurnHandle, check_query
+from session_supervisor.session import Session, SessionSnapshot, TurnHandle, check_query, submit
 from session_supervisor.shielding import to_the_end
-from session_supervisor.spec import LOCAL_OWNER, SessionKind, SessionSpec
+from session_supervisor.spec import LOCAL_OWNER, Prompt, SessionKind, SessionSpec
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
 from session_supervisor.timers import Wakeup
@@ -79,6 +81,7 @@ class _Entry:
     core: SessionCore
     session: Session
     private_cwd: Path | None
+    place: Place | None
     counts: bool = True
     forget: asyncio.TimerHandle | None = None
 
@@ -113,6 +116,8 @@ class Supervisor:
         self._clock = clock or Clock()
         self._random = random
         self._entries: dict[str, _Entry] = {}
+        # Of owners that have something; whatever counts holds on to its account.
+        self._accounts = WeakValueDictionary[str, Account]()
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._monitors: set[Monitor] = set()
         self._starting = asyncio.Semaphore(self._config.max_starting)
@@ -129,6 +134,8 @@ class Supervisor:
         return self._config
 
     async def __aenter__(self) -> Self:
+        if self._open or self._draining:
+            raise RuntimeError("A supervisor is opened once. Make another one.")
         self._open = True
         return self
 
@@ -157,7 +164,13 @@ class Supervisor:
 
     # -- start and find ------------------------------------------------------------------
 
-    async def start(self, spec: SessionSpec | None = None, *, owner: str = LOCAL_OWNER) -> Session:
+    async def start(
+        self,
+        spec: SessionSpec | None = None,
+        *,
+        owner: str = LOCAL_OWNER,
+        quota: Quota | None = None,
+    ) -> Session:
         """Start a conversation.
 
         It takes queries at once; they wait while its process comes up.
@@ -165,14 +178,23 @@ class Supervisor:
         Args:
             spec: What is wanted; None takes the agent's defaults.
             owner: Whose session it is.
+            quota: What that owner may have at once; None: any number of sessions.
 
         Raises:
             InvalidSpec: The agent could not do what is asked.
             AtCapacity: There are as many sessions, or processes, as there may be.
+            QuotaExceeded: The owner has as many sessions as it may have.
             NoWorkspace: No directory can be made for it.
             Draining: The supervisor is shutting down.
         """
-        entry = await self._admit(spec or SessionSpec(), owner, SessionKind.CONVERSATION)
+        spec, kind = spec or SessionSpec(), SessionKind.CONVERSATION
+        self._check(spec, kind)
+        place = self._account(owner).take_session(quota)
+        try:
+            entry = await self._admit(spec, owner, kind, place)
+        except BaseException:
+            place.release()
+            raise
         return entry.session
 
     async def query(
@@ -182,6 +204,7 @@ class Supervisor:
         *,
         owner: str = LOCAL_OWNER,
         timeout_s: float | None = None,
+        quota: Quota | None = None,
     ) -> TurnHandle:
         """Ask once, without a conversation.
 
@@ -192,16 +215,30 @@ class Supervisor:
             spec: What is wanted of the session; None takes the agent's defaults.
             owner: On whose behalf.
             timeout_s: Seconds from now after which the turn is given up.
+            quota: What the owner may have at once; None: any number of turns.
 
         Raises:
             InvalidSpec: The prompt is empty, or the agent could not do what is asked.
             AtCapacity: There are as many processes as there may be.
+            QuotaExceeded: The owner has as many turns as it may have.
             Draining: The supervisor is shutting down.
         """
         check_query(prompt, timeout_s)
-        entry = await self._admit(spec or SessionSpec(), owner, SessionKind.ONEOFF)
+        spec, kind = spec or SessionSpec(), SessionKind.ONEOFF
+        self._check(spec, kind)
+        place = self._account(owner).take_turn(quota)
         try:
-            return await entry.session.query(prompt, timeout_s=timeout_s)
+            entry = await self._admit(spec, owner, kind)
+        except BaseException:
+            place.release()
+            raise
+        query = Query(
+            prompt=Prompt(prompt_id=str(uuid4()), text=prompt),
+            timeout_s=self._config.turn_timeout_s if timeout_s is None else timeout_s,
+            place=place,
+        )
+        try:
+            return await submit(entry.core, query)
         except Refused:
             await self.close(entry.core.session_id)
             raise
@@ -281,6 +318,10 @@ class Supervisor:
             draining=self._draining,
         )
 
+    def usage(self, owner: str) -> Usage:
+        """Return what an owner has now, of what a `Quota` limits."""
+        return self._account(owner).usage
+
     @asynccontextmanager
     async def monitor(self) -> AsyncGenerator[Monitor, None]:
         """Hear of sessions that go down or are restarted, while the context is open."""
@@ -316,11 +357,22 @@ class Supervisor:
 
     # -- inside --------------------------------------------------------------------------
 
-    async def _admit(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
+    def _check(self, spec: SessionSpec, kind: SessionKind) -> None:
+        """Refuse what could not be begun; nothing may be awaited between this and counting."""
         if not self._open:
             raise RuntimeError("The supervisor is not open: use `async with Supervisor(...)`.")
         self._agent.check(spec)
         self.check_admission(kind)
+
+    def _account(self, owner: str) -> Account:
+        account = self._accounts.get(owner)
+        if account is None:
+            account = self._accounts[owner] = Account()
+        return account
+
+    async def _admit(
+        self, spec: SessionSpec, owner: str, kind: SessionKind, place: Place | None = None
+    ) -> _Entry:
         conversation = kind is SessionKind.CONVERSATION
         # Counted before the first wait, so that many at once keep within the limits.
         self._live += 1
@@ -328,7 +380,7 @@ class Supervisor:
         admitted = asyncio.get_running_loop().create_future()
         self._admissions.add(admitted)
         try:
-            return await self._admit_counted(spec, owner, kind)
+            return await self._admit_counted(spec, owner, kind, place)
         except BaseException:
             self._live -= 1
             self._conversations -= conversation
@@ -337,8 +389,10 @@ class Supervisor:
             self._admissions.discard(admitted)
             admitted.set_result(None)
 
-    async def _admit_counted(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
-        entry = await self._make(spec, owner, kind)
+    async def _admit_counted(
+        self, spec: SessionSpec, owner: str, kind: SessionKind, place: Place | None
+    ) -> _Entry:
+        entry = await self._make(spec, owner, kind, place)
         try:
             self._refuse_when_draining()
         except Draining:
@@ -364,8 +418,12 @@ class Supervisor:
             entry.counts = False
             self._live -= 1
             self._conversations -= entry.core.kind is SessionKind.CONVERSATION
+            if entry.place is not None:
+                entry.place.release()
 
-    async def _make(self, spec: SessionSpec, owner: str, kind: SessionKind) -> _Entry:
+    async def _make(
+        self, spec: SessionSpec, owner: str, kind: SessionKind, place: Place | None
+    ) -> _Entry:
         session_id = str(uuid4())
         private_cwd = await self._workspaces.allot(session_id) if spec.cwd is None else None
         try:
@@ -378,6 +436,7 @@ class Supervisor:
         core = SessionCore(
             session_id=session_id,
             owner=owner,
+            account=self._account(owner),
             kind=kind,
             spec=spec,
             cwd=str(private_cwd) if private_cwd is not None else str(spec.cwd),
@@ -398,7 +457,7 @@ class Supervisor:
             clock=self._clock,
         )
         session = Session(core, default_timeout_s=config.turn_timeout_s)
-        return _Entry(core, session, private_cwd)
+        return _Entry(core, session, private_cwd, place)
 
     async def _run(self, entry: _Entry) -> None:
         """Run an actor to its end, and clear up after it whatever that end is."""
@@ -431,7 +490,12 @@ class Supervisor:
         try:
             await actor.run()
         except* Exception as errors:  # a bug of ours or a failing store: contained here
-            logger.error("session %s ended by a fault", core.session_id, exc_info=errors)
+            logger.error(
+                "session %s ended by a fault",
+                core.session_id,
+                exc_info=errors,
+                extra={"session_id": core.session_id},
+            )
         finally:
             if core.closed is None:
                 await self._settle(core)
@@ -462,7 +526,11 @@ class Supervisor:
             try:
                 (event,) = await core.log.commit((end, turn.turn_id))
             except Exception:  # the store's failure may be why we are here
-                logger.exception("the end of turn %s could not be stored", turn.turn_id)
+                logger.exception(
+                    "the end of turn %s could not be stored",
+                    turn.turn_id,
+                    extra={"session_id": core.session_id, "turn_id": turn.turn_id},
+                )
                 event = core.log.publish(end, turn.turn_id)
             core.ledger.announce(turn, event)
         core.log.close()
@@ -494,7 +562,11 @@ class Supervisor:
             await entry.session.close()
             await self._forget(entry)
         except Exception:  # a store that fails to erase must not take the living with it
-            logger.exception("session %s could not be erased", entry.core.session_id)
+            logger.exception(
+                "session %s could not be erased",
+                entry.core.session_id,
+                extra={"session_id": entry.core.session_id},
+            )
 
     async def _forget(self, entry: _Entry) -> None:
         """Erase a session that has ended.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,6 +11,8 @@ from session_supervisor.clock import Clock
 from session_supervisor.config import Retention
 from session_supervisor.errors import Failure, TurnNotFound
 from session_supervisor.events import Event
+from session_supervisor.latch import Latch
+from session_supervisor.quotas import Place
 from session_supervisor.results import (
     Accounting,
     Origin,
@@ -37,6 +38,7 @@ class Turn:
     accepted_at: datetime
     accepted_time: float
     first_seq: int
+    place: Place | None = None
     phase: Phase = Phase.QUEUED
     answer: Answer = field(default_factory=Answer)
     started_at: datetime | None = None
@@ -46,7 +48,7 @@ class Turn:
     ended_at: datetime | None = None
     result: TurnResult | None = None
     end: Event | None = None
-    announced: asyncio.Event = field(default_factory=asyncio.Event)
+    announced: Latch = field(default_factory=Latch)
 
     def record(self) -> TurnRecord:
         """Return the turn as it is now. Its result shows once its end is announced."""
@@ -85,7 +87,15 @@ class Ledger:
         self._cost_baseline = 0.0
         self.total_cost_usd = 0.0
 
-    def accept(self, turn_id: str, *, origin: Origin, prompt: str, first_seq: int) -> Turn:
+    def accept(
+        self,
+        turn_id: str,
+        *,
+        origin: Origin,
+        prompt: str,
+        first_seq: int,
+        place: Place | None = None,
+    ) -> Turn:
         """Enter a turn.
 
         Args:
@@ -93,6 +103,7 @@ class Ledger:
             origin: Who began it.
             prompt: What was asked.
             first_seq: Number that its first event will have.
+            place: Given back when its end is announced.
         """
         turn = Turn(
             session_id=self._session_id,
@@ -102,6 +113,7 @@ class Ledger:
             accepted_at=self._clock.now(),
             accepted_time=self._clock.monotonic(),
             first_seq=first_seq,
+            place=place,
         )
         self._turns[turn_id] = turn
         return turn
@@ -166,6 +178,8 @@ class Ledger:
             end: Its terminal event.
         """
         turn.end = end
+        if turn.place is not None:  # first, so that whoever sees the end may ask again
+            turn.place.release()
         turn.announced.set()
         weight = len(turn.prompt) + len(turn.answer.text)
         self._ended[turn.turn_id] = weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from session_supervisor import (
     Supervisor,
     Watchdogs,
 )
-from session_supervisor.agents.port import Exit, TextBlock, TurnBegan, TurnEnded
+from session_supervisor.agents.port import (
+    Alive,
+    BackgroundWork,
+    Exit,
+    Initialized,
+    TextBlock,
+    TextDelta,
+    TurnBegan,
+    TurnEnded,
+)
 from session_supervisor.agents.scripted import (
     BeginAlone,
     Freeze,
@@ -46,7 +55,7 @@ from session_supervisor.errors import (
     SessionClosed,
     StoreError,
 )
-from session_supervisor.events import Event, Gap
+from session_supervisor.events import Gap
 from session_supervisor.stores.memory import MemoryStore
 from tests.support.manual import ManualAgent
 from tests.support.sessions import (
@@ -56,6 +65,7 @@ from tests.support.sessions import (
     supervisor_of,
     text_of,
 )
+from tests.support.stores import HardStore
 from tests.support.virtual_time import virtual
 
 SLOW = [Say("one two three four", deltas=4, every_s=1.0)]
@@ -71,37 +81,6 @@ def now() -> float:
 
 def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return asyncio.get_running_loop().create_task(work)
-
-
-class HardStore(MemoryStore):
-    """A store that is slow, or fails, on request."""
-
-    def __init__(
-        self, *, append_s: float = 0.0, acquire_s: float = 0.0, erase_s: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.append_s, self.acquire_s, self.erase_s = append_s, acquire_s, erase_s
-        self.fails: set[str] = set()
-
-    async def acquire(self, session_id: str) -> int:
-        await self._suffer("acquire", self.acquire_s)
-        return await super().acquire(session_id)
-
-    async def append(
-        self, session_id: str, *, fence: int, expected_seq: int, events: Sequence[Event]
-    ) -> None:
-        await self._suffer("append", self.append_s)
-        await super().append(session_id, fence=fence, expected_seq=expected_seq, events=events)
-
-    async def erase(self, session_id: str) -> None:
-        await self._suffer("erase", self.erase_s)
-        await super().erase(session_id)
-
-    async def _suffer(self, what: str, seconds: float) -> None:
-        if seconds:
-            await asyncio.sleep(seconds)
-        if what in self.fails:
-            raise StoreError("the disk is full")
 
 
 # -- interrupts --------------------------------------------------------------------------------
@@ -240,6 +219,53 @@ async def test_what_an_agent_says_outside_of_any_turn_is_nobodys_answer() -> Non
         assert session.turns() == ()
 
 
+@virtual()
+async def test_an_agent_that_speaks_outside_of_any_turn_is_reported_once_and_not_quoted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = ManualAgent()
+    async with supervisor_of(agent) as supervisor:
+        session = await supervisor.start()
+        await asyncio.sleep(1)
+        (process,) = agent.processes
+        process.say(
+            Alive(), Initialized(agent_session_id="c", model="m"), BackgroundWork(pending=0)
+        )
+        await asyncio.sleep(1)
+        assert not caplog.records
+        for _ in range(3):
+            process.say(TextBlock("a secret"))
+        await asyncio.sleep(1)
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert "TextBlock" in record.getMessage()
+        assert "a secret" not in record.getMessage()
+        assert vars(record)["session_id"] == session.session_id
+        # Another process is another matter.
+        process.die()
+        await asyncio.sleep(1)
+        agent.processes[1].say(TextDelta("once more"))
+        await asyncio.sleep(1)
+        assert "TextDelta" in caplog.records[-1].getMessage()
+
+
+@virtual()
+async def test_what_is_still_said_of_a_turn_that_was_given_up_is_nothing_to_report(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = ManualAgent()
+    async with supervisor_of(agent) as supervisor:
+        session = await supervisor.start()
+        await asyncio.sleep(1)
+        turn = await session.query("x", timeout_s=1.0)
+        agent.processes[0].say(TurnBegan(prompt_ids=(turn.turn_id,)))
+        await turn.wait()
+        agent.processes[0].say(TextBlock("too late"))
+        await asyncio.sleep(0.1)
+        assert turn.record().text == ""
+        assert not caplog.records
+
+
 # -- processes that misbehave ------------------------------------------------------------------
 
 
@@ -310,6 +336,47 @@ async def test_an_adapters_own_time_out_is_not_taken_for_ours() -> None:
         failure = (await (await supervisor.query("x")).wait()).failure
         assert failure is not None
         assert "the handshake took too long" in failure.message
+
+
+@virtual()
+async def test_a_probes_own_time_out_is_not_taken_for_ours() -> None:
+    agent = ManualAgent()
+    async with supervisor_of(agent) as supervisor:
+        session = await supervisor.start()
+        turn = await session.query("x")
+        agent.probe_error = TimeoutError("no answer in 60 s")
+        failure = (await turn.wait()).failure
+        assert failure is not None
+        assert "refused a probe: no answer in 60 s." in failure.message
+
+
+@virtual()
+async def test_one_answered_probe_is_no_licence_to_hang() -> None:
+    agent = ManualAgent()
+    watchdogs = Watchdogs(silence_s=10.0, probe_s=5.0)
+    async with supervisor_of(agent, watchdogs=watchdogs) as supervisor:
+        session = await supervisor.start()
+        turn = await session.query("x")
+        await asyncio.sleep(15.0)
+        agent.probe_s = 1e9
+        failure = (await turn.wait()).failure
+        assert failure is not None
+        assert "silent for 15 s" in failure.message
+        assert now() == 25.0
+
+
+@virtual()
+async def test_the_id_of_the_process_is_known_while_there_is_one() -> None:
+    agent = ManualAgent()
+    agent.pid, agent.spawn_s = 4711, 1.0
+    async with supervisor_of(agent) as supervisor:
+        session = await supervisor.start()
+        assert (await session.inspect()).pid is None
+        await asyncio.sleep(2)
+        assert (await session.inspect()).pid == 4711
+        agent.processes[0].die()
+        await asyncio.sleep(0.1)
+        assert (await session.inspect()).pid is None
 
 
 @virtual()
@@ -432,6 +499,37 @@ async def test_a_store_that_never_answers_holds_nobody_for_ever() -> None:
         assert failure.code is FailureCode.INTERNAL
         assert now() < 100
     assert agent.live == 0
+
+
+@virtual()
+async def test_a_session_whose_very_end_cannot_be_stored_ends_all_the_same() -> None:
+    store = HardStore()
+    async with supervisor_of(ScriptedAgent(), store=store) as supervisor:
+        session = await supervisor.start()
+        await (await session.query("x")).result()
+        reading = start(anext(aiter(session.events(session.snapshot().last_seq)), None))
+        store.fails.add("append")
+        closed = await session.close()
+        assert closed.reason is CloseReason.FAULT
+        await reading
+        assert await session.events(session.snapshot().last_seq).read() == ()
+        with pytest.raises(SessionClosed):
+            await session.inspect()
+
+
+@virtual()
+async def test_a_session_is_not_closed_before_that_is_stored() -> None:
+    store = HardStore()
+    async with supervisor_of(ScriptedAgent(), store=store) as supervisor:
+        session = await supervisor.start()
+        await (await session.query("x")).result()
+        store.append_s = 5.0
+        closing = start(session.close())
+        await asyncio.sleep(4.0)
+        assert session.snapshot().state is State.CLOSING
+        await closing
+        assert now() == 5.0
+        assert session.snapshot().state is State.CLOSED
 
 
 @virtual()

@@ -88,6 +88,17 @@ async def test_a_reader_waits_for_more_and_ends_with_the_log() -> None:
 
 
 @virtual()
+async def test_all_who_wait_hear_of_the_same_event() -> None:
+    log = await log_on(MemoryStore())
+    for _ in range(2):
+        readers = [log.cursor(log.last_seq) for _ in range(3)]
+        reading = [asyncio.get_running_loop().create_task(reader.read()) for reader in readers]
+        await asyncio.sleep(1)
+        event = log.publish(Text(content="x"), "t")
+        assert [list(events) for events in await asyncio.gather(*reading)] == [[event]] * 3
+
+
+@virtual()
 async def test_a_reader_that_stopped_waiting_leaves_nothing() -> None:
     log = await log_on(MemoryStore())
     cursor = log.cursor()

@@ -9,7 +9,8 @@ only what was asked; the properties are those that the documentation promises:
 * sequence numbers have no holes, every turn has one terminal event, and text less what was
   withdrawn is the answer;
 * a conversation is never in two processes;
-* nothing is left at the end: no process, no task, no directory.
+* an owner never has more than its quota, and what it has is counted exactly;
+* nothing is left at the end: no process, no task, no directory, nothing counted.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ from hypothesis.stateful import (
 from session_supervisor import (
     Closed,
     Interrupted,
+    Origin,
     Outcome,
+    Quota,
     RestartPolicy,
     Session,
     State,
     Supervisor,
     TurnHandle,
     TurnResult,
+    Usage,
     Watchdogs,
 )
 from session_supervisor.agents.port import TextWithdrawn
@@ -60,17 +64,20 @@ from session_supervisor.agents.scripted import (
 )
 from session_supervisor.errors import (
     AgentStartFailed,
+    AtCapacity,
     Draining,
     Failure,
     FailureCode,
     MailboxFull,
+    QuotaExceeded,
     Refused,
     SessionClosed,
     SessionFailed,
     TurnNotFound,
 )
 from session_supervisor.events import Event, Gap, Turn
-from session_supervisor.spec import Prompt
+from session_supervisor.lifecycle import ACTIVE
+from session_supervisor.spec import LOCAL_OWNER, Prompt, SessionKind
 from tests.support.sessions import ImaginaryDirectories, check_log, supervisor_of, text_of
 from tests.support.virtual_time import VirtualWorld
 
@@ -131,6 +138,7 @@ class Sessions(RuleBasedStateMachine):
         stop_s=st.sampled_from([0.0, 1.0]),
         pickup_s=st.sampled_from([0.0, 0.2]),
         merge_queued=st.booleans(),
+        most_turns=st.sampled_from([None, 1, 3]),
     )
     def open(
         self,
@@ -140,12 +148,14 @@ class Sessions(RuleBasedStateMachine):
         stop_s: float,
         pickup_s: float,
         merge_queued: bool,
+        most_turns: int | None,
     ) -> None:
         self.world = VirtualWorld()
         self.callers: list[Caller] = []
         self.turns: dict[str, TurnHandle] = {}
         self.interrupted: set[str] = set()
         self.drained = False
+        self.quota = Quota(sessions=2, turns=most_turns)
         self.directories = ImaginaryDirectories()
         self.agent = ScriptedAgent(
             script, manners=Manners(stop_s=stop_s, pickup_s=pickup_s, merge_queued=merge_queued)
@@ -171,7 +181,7 @@ class Sessions(RuleBasedStateMachine):
         self.clients = [self.world.run(self._join()) for _ in range(2)]
 
     async def _join(self) -> Client:
-        session = await self.supervisor.start()
+        session = await self.supervisor.start(quota=self.quota)
         events: list[Event] = []
 
         async def read() -> None:
@@ -197,7 +207,7 @@ class Sessions(RuleBasedStateMachine):
         session = self.clients[which].session
 
         async def ask() -> TurnResult:
-            turn = await session.query(prompt, timeout_s=timeout_s)
+            turn = await session.query(prompt, timeout_s=timeout_s, quota=self.quota)
             caller.turn = turn
             self.turns[turn.turn_id] = turn
             return await turn.wait()
@@ -207,7 +217,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(prompt=st.sampled_from(sorted(SCRIPTS)))
     def one_off(self, prompt: str) -> None:
         async def ask() -> TurnResult:
-            turn = await self.supervisor.query(prompt)
+            turn = await self.supervisor.query(prompt, quota=self.quota)
             events = [event async for event in turn]
             result = await turn.wait()
             assert events[-1].is_terminal
@@ -328,6 +338,37 @@ class Sessions(RuleBasedStateMachine):
                 if event.is_terminal:
                     running.discard(event.turn_id)
 
+    @invariant()
+    def what_an_owner_has_is_counted(self) -> None:
+        usage = self.supervisor.usage(LOCAL_OWNER)
+        sessions = [
+            self.supervisor.get(one.session_id) for one in self.supervisor.snapshot().sessions
+        ]
+        assert usage.turns == sum(
+            record.result is None and record.origin is Origin.USER
+            for session in sessions
+            for record in session.turns()
+        )
+        if self.quota.turns is not None:
+            assert usage.turns <= self.quota.turns
+        conversations = [one for one in sessions if one.snapshot().kind is SessionKind.CONVERSATION]
+        assert usage.sessions <= len(conversations) <= 2
+        assert usage.sessions >= sum(one.state in ACTIVE for one in conversations)
+
+    @rule()
+    def start_beyond_the_quota(self) -> None:
+        """Another conversation is refused, unless one of the two is over."""
+
+        async def start() -> None:
+            if self.supervisor.usage(LOCAL_OWNER).sessions == 2:
+                try:
+                    await self.supervisor.start(quota=self.quota)
+                except (QuotaExceeded, AtCapacity, Draining):
+                    return
+                raise AssertionError("a third conversation was started")
+
+        self.world.run(start())
+
     def _is_own(self, client: Client, turn_id: str) -> bool:
         return any(
             isinstance(event.body, Turn) and event.body.origin == "agent"
@@ -354,6 +395,7 @@ class Sessions(RuleBasedStateMachine):
                     check_log(client.events)
                     self._check_turns(client)
                 assert self.agent.live == 0
+                assert self.supervisor.usage(LOCAL_OWNER) == Usage(sessions=0, turns=0)
                 assert not self.directories.held
         finally:
             del self.world
@@ -363,7 +405,8 @@ class Sessions(RuleBasedStateMachine):
         if error is not None:
             assert isinstance(error, Refused), repr(error)
             assert isinstance(
-                error, (SessionClosed, SessionFailed, Draining, MailboxFull, TurnNotFound)
+                error,
+                (SessionClosed, SessionFailed, Draining, MailboxFull, TurnNotFound, QuotaExceeded),
             ) or (caller.what.startswith("one-off"))
             return
         answer = caller.task.result()

@@ -66,7 +66,7 @@ class MailboxMachine(RuleBasedStateMachine):
         if self.work_shut:
             with pytest.raises(SessionFailed):
                 self.mailbox.offer_work(message)
-        elif len(self.model.new) + len(self.model.acknowledged) == MAX_WORK:
+        elif len(self.model.new) + len(self.model.acknowledged) >= MAX_WORK:
             with pytest.raises(MailboxFull):
                 self.mailbox.offer_work(message)
         else:
@@ -100,6 +100,21 @@ class MailboxMachine(RuleBasedStateMachine):
         assert message is (self.model.acknowledged[0] if self.model.acknowledged else None)
         if message is not None:
             self.model.outside.append(self.model.acknowledged.pop(0))
+
+    def _taken(self) -> list[Query]:
+        return [
+            message
+            for message in self.model.outside
+            if isinstance(message, Query) and not message.settled
+        ]
+
+    @precondition(lambda self: self._taken())
+    @rule()
+    def put_back(self) -> None:
+        message = self._taken()[-1]
+        self.model.outside.remove(message)
+        self.mailbox.put_back(message)
+        self.model.acknowledged.insert(0, message)
 
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
@@ -147,6 +162,9 @@ class MailboxMachine(RuleBasedStateMachine):
         self.mailbox.shut(lambda: SessionClosed("x"))
         assert all(message.settled for message in everyone)
         assert self.mailbox.unanswered == 0
+        assert (self.mailbox.waiting_work, self.mailbox.waiting_control) == (0, 0)
+        assert (self.mailbox.take(), self.mailbox.acknowledge()) == (None, None)
+        assert self.mailbox.next_control() is None
         for message in (Interrupt(), Close()):
             with pytest.raises(SessionClosed):
                 self.mailbox.offer_control(message)

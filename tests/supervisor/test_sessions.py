@@ -14,6 +14,7 @@ from session_supervisor import (
     Outcome,
     Restarted,
     RestartPolicy,
+    Session,
     SessionKind,
     SessionSpec,
     State,
@@ -52,7 +53,7 @@ from session_supervisor.errors import (
     TurnFailed,
     TurnNotFound,
 )
-from session_supervisor.events import Discard, Done, Result, Retrying, Text, ToolUse, Turn
+from session_supervisor.events import Discard, Done, Result, Retrying, Status, Text, ToolUse, Turn
 from tests.support.sessions import bodies, check_log, supervising, text_of
 from tests.support.virtual_time import virtual
 
@@ -74,12 +75,12 @@ async def test_a_query_is_answered_with_its_text() -> None:
         turn = await session.query("hello")
         events = [event async for event in turn]
         result = await turn.result()
+        check_log(await session.events().read(10_000))
     assert result.text == "You said: hello" == text_of(events)
     assert isinstance(events[0].body, Turn)
     assert isinstance(events[-1].body, Done)
     assert isinstance(events[-2].body, Result)
     assert result.outcome is Outcome.COMPLETED
-    check_log(events)
 
 
 @virtual()
@@ -562,6 +563,61 @@ async def test_a_one_off_that_crashes_is_lost_and_not_run_again() -> None:
 
 
 @virtual()
+async def test_nobody_hears_of_a_restart_that_a_one_off_does_not_get() -> None:
+    agent = agent_with(die=[Crash()])
+    async with supervising(agent) as supervisor, supervisor.monitor() as monitor:
+        turn = await supervisor.query("die")
+        assert (await turn.wait()).outcome is Outcome.LOST
+        notice = await anext(aiter(monitor))
+        assert isinstance(notice, Down)
+        assert notice.reason is CloseReason.FINISHED
+        session = supervisor.get(turn.session_id)
+        assert session.snapshot().restarts == 0
+        assert "restarting" not in await states_of(session)
+
+
+async def states_of(session: Session) -> list[str]:
+    events = await session.events().read(10_000)
+    return [event.body.state for event in events if isinstance(event.body, Status)]
+
+
+@virtual()
+async def test_readers_hear_of_each_change_that_no_turn_tells() -> None:
+    stubborn = [IgnoreInterrupts(), Pause(1000.0)]
+    agent = agent_with(die=[Pause(1.0), Crash()], stubborn=stubborn)
+    async with supervising(agent) as supervisor:
+        session = await supervisor.start()
+        await (await session.query("x")).result()
+        assert await states_of(session) == ["idle"]
+        await (await session.query("die")).wait()
+        await (await session.query("x")).result()
+        assert await states_of(session) == ["idle", "restarting", "starting", "idle"]
+        await session.query("stubborn")
+        await asyncio.sleep(1)
+        await session.interrupt()
+        await (await session.query("x")).result()
+        assert (await states_of(session))[4:] == ["interrupting", "starting", "idle"]
+        await session.close()
+        assert (await states_of(session))[7:] == ["closing", "closed"]
+
+
+@virtual()
+async def test_readers_hear_that_a_session_rests_after_an_interrupt() -> None:
+    async with supervising(agent_with(slow=SLOW)) as supervisor:
+        session = await supervisor.start()
+        await session.query("slow")
+        await asyncio.sleep(1)
+        await session.interrupt()
+        await asyncio.sleep(0)
+        assert (await states_of(session))[1:] == ["interrupting", "idle"]
+        long = await session.query("slow")
+        await asyncio.sleep(1)
+        await supervisor.drain(10.0)
+        assert (await long.wait()).outcome is Outcome.COMPLETED
+        assert (await states_of(session))[3:] == ["draining", "closing", "closed"]
+
+
+@virtual()
 async def test_there_are_never_more_sessions_or_processes_than_allowed() -> None:
     async with supervising(ScriptedAgent(), max_sessions=2, max_live=3) as supervisor:
         sessions = [await supervisor.start() for _ in range(2)]
@@ -741,3 +797,13 @@ async def test_bad_values_are_refused_by_name() -> None:
 async def test_a_supervisor_that_was_not_opened_says_how() -> None:
     with pytest.raises(RuntimeError, match="async with Supervisor"):
         await Supervisor(ScriptedAgent()).start()
+
+
+@virtual()
+async def test_a_supervisor_is_opened_once() -> None:
+    async with supervising(ScriptedAgent()) as supervisor:
+        with pytest.raises(RuntimeError, match="opened once"):
+            await supervisor.__aenter__()
+        await (await supervisor.query("x")).result()
+    with pytest.raises(RuntimeError, match="Make another"):
+        await supervisor.__aenter__()

@@ -79,3 +79,40 @@ async def test_turns_are_forgotten_by_their_size_too() -> None:
         book.end(turn, Outcome.COMPLETED)
         book.announce(turn, END)
     assert [record.turn_id for record in book.records()] == ["b"]
+
+
+def end(book: Ledger, turn_id: str, *, prompt: str = "", text: str = "") -> None:
+    turn = accept(book, turn_id, prompt=prompt)
+    turn.answer.confirm(text, last_seq=0)
+    book.end(turn, Outcome.COMPLETED)
+    book.announce(turn, END)
+
+
+def kept(book: Ledger) -> list[str]:
+    return [record.turn_id for record in book.records()]
+
+
+@virtual()
+async def test_what_is_kept_by_size_is_prompts_and_answers_and_always_the_last() -> None:
+    book = ledger(Retention(turn_bytes=100))
+    end(book, "a", prompt="x" * 25, text="y" * 25)
+    end(book, "b", text="y" * 50)
+    assert kept(book) == ["a", "b"], "just as much as there may be"
+    end(book, "c", text="y")
+    assert kept(book) == ["b", "c"]
+    end(book, "d", prompt="x" * 49)
+    assert kept(book) == ["b", "c", "d"], "what was dropped does not count any more"
+    end(book, "e", prompt="x" * 1000)
+    assert kept(book) == ["e"]
+
+
+@virtual()
+async def test_a_turn_that_was_put_back_has_not_started() -> None:
+    book = ledger()
+    turn = accept(book, "a")
+    book.start(turn)
+    book.put_back(turn)
+    assert (turn.record().phase, turn.record().started_at) == (Phase.QUEUED, None)
+    Time.now_s += 5.0
+    result = book.end(turn, Outcome.INTERRUPTED)
+    assert (result.queued_ms, result.duration_ms) == (5000, 5000)

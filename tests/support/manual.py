@@ -26,7 +26,7 @@ class ManualProcess:
         self._agent = agent
         self._said: asyncio.Queue[AgentMessage | None] = asyncio.Queue()
         self.exit: Exit | None = None
-        self.pid = None
+        self.pid: int | None = agent.pid
         self.sent: list[Prompt] = []
         self.interrupts = 0
         self.before_send: Callable[[], Awaitable[None]] | None = None
@@ -37,6 +37,11 @@ class ManualProcess:
     async def messages(self) -> AsyncIterator[AgentMessage]:
         while (message := await self._said.get()) is not None:
             yield message
+
+    @property
+    def unread(self) -> int:
+        """What it has said and nobody has read."""
+        return self._said.qsize()
 
     def say(self, *messages: AgentMessage) -> None:
         for message in messages:
@@ -67,14 +72,21 @@ class ManualProcess:
 
     async def probe(self) -> None:
         self._refuse_the_dead()
+        if self._agent.probe_error is not None:
+            raise self._agent.probe_error
+        await asyncio.sleep(self._agent.probe_s)
+        while self.unread:  # noqa: ASYNC110  (nobody is told of it)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(self._agent.probe_s)
 
     async def stop(self) -> Exit:
         if self._agent.stop_error is not None:
             self.die()
             raise self._agent.stop_error
         await asyncio.sleep(self._agent.stop_s)
-        self.exit = self.exit or Exit(returncode=0, cause="It was stopped.")
-        self._said.put_nowait(None)
+        if self.exit is None:
+            self.exit = Exit(returncode=0, cause="It was stopped.")
+            self._said.put_nowait(None)
         self._agent.stopped_at.append(asyncio.get_running_loop().time())
         return self.exit
 
@@ -88,19 +100,28 @@ class ManualAgent:
 
     Attributes:
         processes: Those that came up.
+        pid: What they say that their ids are.
         stop_s: Seconds that stopping takes.
         stop_error: What stopping raises.
         spawn_error: What starting raises.
+        resume_error: What starting with a conversation to go on with raises.
         spawn_s: Seconds that starting takes, however often it is cancelled.
+        probe_s: Seconds that a probe takes to arrive, and its answer once all has been read that
+            was said before.
+        probe_error: What probes raise.
     """
 
     def __init__(self) -> None:
         self.processes: list[ManualProcess] = []
+        self.pid: int | None = None
         self.stopped_at: list[float] = []
         self.stop_s = 0.0
         self.stop_error: Exception | None = None
         self.spawn_error: Exception | None = None
+        self.resume_error: Exception | None = None
         self.spawn_s = 0.0
+        self.probe_s = 0.0
+        self.probe_error: Exception | None = None
 
     def check(self, spec: SessionSpec) -> None:
         pass
@@ -112,6 +133,8 @@ class ManualAgent:
                 await asyncio.sleep(self.spawn_s)
         if self.spawn_error is not None:
             raise self.spawn_error
+        if resume is not None and self.resume_error is not None:
+            raise self.resume_error
         process = ManualProcess(self)
         self.processes.append(process)
         return process
