@@ -72,19 +72,22 @@ def close_all(sockets: Iterable[socket.socket]) -> None:
         one.close()
 
 
-def urls(host: str, sockets: Sequence[socket.socket]) -> tuple[str, ...]:
+def urls(
+    host: str, sockets: Sequence[socket.socket], *, encrypted: bool = False
+) -> tuple[str, ...]:
     """Return under which addresses the server can be reached.
 
     Args:
         host: What it was told to listen on.
         sockets: What it listens on.
+        encrypted: Whether it speaks TLS.
     """
     port = sockets[0].getsockname()[1]
-    if host == "localhost":
-        return (f"http://localhost:{port}",)
-    names = (str(one.getsockname()[0]) for one in sockets)
+    scheme = "https" if encrypted else "http"
+    names = ["localhost"] if host == "localhost" else [str(one.getsockname()[0]) for one in sockets]
     return tuple(
-        f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names
+        f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
+        for name in names
     )
 
 

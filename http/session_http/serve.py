@@ -1,9 +1,16 @@
-"""Hypercorn on uvloop, configured and guarded as it was measured to need it; signals; drain.
+"""Serving the application until a signal says otherwise, and the drain.
+
+HTTP/1.1 and the ASGI side of a request are Hypercorn's, on uvloop. What stands between them and the
+network is ours, since Hypercorn has no bounds there: `accept` takes connections, `connection`
+moves their bytes and watches the time, `http1` and `http2` guard the protocols. Nothing of
+Hypercorn is changed for others who use it in the same process.
+
 
 What happens when the server is told to stop, in this order: it takes no new work and is not ready;
 running turns get the drain budget, and what still runs then is interrupted; every stream ends with
-a terminal event, and every request that waits is answered; Hypercorn closes its connections; the
-program ends. A second signal cuts that short, a third ends it on the spot.
+a terminal event, and every request that waits is answered, also one whose body has not come; the
+connections are closed; the program ends. A second signal cuts that short, a third ends it on the
+spot.
 """
 
 from __future__ import annotations
@@ -19,14 +26,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import hypercorn.protocol
-from hypercorn.asyncio import serve as hypercorn_serve  # pyright: ignore[reportUnknownVariableType]
-from hypercorn.config import Config, Sockets
-from hypercorn.events import Closed, Event, Updated
-from hypercorn.protocol.h11 import H11Protocol
-
+from session_http.accept import Acceptor, connections_for
 from session_http.app import App
-from session_http.listen import BACKLOG
+from session_http.tls import Tls
+from session_http.wire import ConnectionLimits, hypercorn_settings
 from session_supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class StopTimes:
     Attributes:
         drain_s: That running turns may still take before they are interrupted.
         flush_s: For answers and the ends of streams to get out, once every turn has ended.
-        close_s: For Hypercorn to close its connections.
+        close_s: For connections to be closed, before they are cut.
         hurry_s: For processes to end after a second signal, before the program just exits.
     """
 
@@ -93,6 +96,10 @@ async def serve(
     *,
     stop: Stop,
     times: StopTimes | None = None,
+    tls: Tls | None = None,
+    http2: bool = True,
+    max_connections: int | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> None:
     """Serve until asked to stop, then drain the supervisor, and return when all is closed.
 
@@ -102,40 +109,40 @@ async def serve(
         sockets: Where to listen; closed in the end.
         stop: Asks for the end.
         times: How long that may take.
+        tls: A certificate that was loaded; None: connections are not encrypted.
+        http2: Whether clients may use HTTP/2.
+        max_connections: Connections at the same time, further ones are turned away; None: as
+            many as the limit of open files leaves room for.
+        limits: How long things may take on a connection.
     """
     times = times or StopTimes()
-    drained = asyncio.Event()
-
-    async def shutdown() -> None:
-        await stop.wanted.wait()
-        # A failure here must not keep Hypercorn from closing.
-        try:
-            await _drain(app, supervisor, stop, times)
-        finally:
-            drained.set()
-
+    if max_connections is None:
+        max_connections = connections_for(file_limit())
+    acceptor = Acceptor(
+        app,
+        hypercorn_settings(),
+        limits or ConnectionLimits(),
+        most=max_connections,
+        tls=tls,
+        http2=http2,
+    )
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(_quiet_about_clients)
-    # In a task of its own: awaited directly, its shutdown ends the caller with CancelledError.
-    server = asyncio.create_task(
-        hypercorn_serve(cast(Any, app), _configuration(sockets), shutdown_trigger=shutdown),
-        name="hypercorn",
-    )
-    closing = asyncio.create_task(drained.wait(), name="hypercorn watchdog")
     try:
-        await asyncio.wait({server, closing}, return_when=asyncio.FIRST_COMPLETED)
-        # On Python 3.12 and newer, without uvloop, Hypercorn waits for connections without end.
-        await asyncio.wait({server}, timeout=times.close_s)
+        async with asyncio.TaskGroup() as group:
+            accepting = [group.create_task(acceptor.accept(one, group)) for one in sockets]
+            try:
+                await stop.wanted.wait()
+                await _drain(app, supervisor, stop, times)
+            finally:
+                for task in accepting:
+                    task.cancel()
+                await acceptor.close(times.close_s)
     finally:
-        for task in (server, closing):
-            task.cancel()
-        await asyncio.wait({server, closing}, timeout=1.0)
         for one in sockets:
             one.close()
         loop.set_exception_handler(handler)
-    if server.done() and not server.cancelled() and (error := server.exception()) is not None:
-        raise error
 
 
 async def _drain(app: App, supervisor: Supervisor, stop: Stop, times: StopTimes) -> None:
@@ -154,6 +161,7 @@ async def _drain(app: App, supervisor: Supervisor, stop: Stop, times: StopTimes)
         for task in (draining, urgent):
             task.cancel()
         await asyncio.wait({draining, urgent})
+    app.give_up_bodies()
     answered = asyncio.create_task(app.all_answered(), name="answers")
     hurry = asyncio.create_task(stop.urgent.wait(), name="second signal")
     await asyncio.wait(
@@ -166,35 +174,10 @@ async def _drain(app: App, supervisor: Supervisor, stop: Stop, times: StopTimes)
         logger.warning("%d requests are left unanswered", app.open_requests)
 
 
-# -- Hypercorn -------------------------------------------------------------------------------
-
-
-class _GuardedProtocol(H11Protocol):
-    """Hypercorn's HTTP/1.1, with two things mended that no setting reaches."""
-
-    async def _check_protocol(self, event: object) -> None:
-        """Stay with HTTP/1.1, also where the client offers or assumes HTTP/2.
-
-        Over HTTP/2, Hypercorn does not hold back for a client that reads nothing: its buffers grow
-        by hundreds of megabytes a second. A client that offers the change, as Java's does by
-        default, is answered in HTTP/1.1.
-        """
-
-    async def handle(self, event: Event) -> None:
-        """Let go of a connection when its client does.
-
-        Hypercorn keeps one that was idle until `keep_alive_timeout`, with its file descriptor.
-        """
-        await super().handle(event)
-        if isinstance(event, Closed):
-            await self.send(Updated(idle=False))
-
-
 def _quiet_about_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Report what nobody handled, except that a client is gone.
 
-    Hypercorn does not expect the kernel to give a connection up (`TCP_USER_TIMEOUT`), and fails
-    while it closes it.
+    uvloop reports that the kernel gave a connection up (`TCP_USER_TIMEOUT`).
     """
     error: object = context.get("exception")
     if "transport" in context and _is_connection_error(error):
@@ -208,27 +191,6 @@ def _is_connection_error(error: object) -> bool:
         group = cast("BaseExceptionGroup[BaseException]", error)
         return all(_is_connection_error(one) for one in group.exceptions)
     return isinstance(error, OSError)
-
-
-def _configuration(sockets: Sequence[socket.socket]) -> Config:
-    class Configuration(Config):
-        def create_sockets(self) -> Sockets:
-            return Sockets([], list(sockets), [])
-
-    setattr(hypercorn.protocol, "H11Protocol", _GuardedProtocol)  # noqa: B010  (it is not exported)
-    config = Configuration()
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.errorlog.setLevel(logging.WARNING)
-    config.accesslog = None
-    config.backlog = BACKLOG
-    config.alpn_protocols = ["http/1.1"]
-    config.include_server_header = False
-    # The 1,000th request of a connection would close it, whatever else happens on it.
-    config.keep_alive_max_requests = 1 << 31
-    # Longer than the usual 60 s of proxies: who closes first must not be us.
-    config.keep_alive_timeout = 75.0
-    config.graceful_timeout = 1.0
-    return config
 
 
 # -- the process -----------------------------------------------------------------------------
@@ -246,6 +208,16 @@ def _loop_factory() -> Any:
     except ImportError:  # Windows, PyPy
         return None
     return uvloop.new_event_loop
+
+
+def file_limit() -> int | None:
+    """Return how many open files this process may have; None where nobody says."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_file_limit() -> int | None:

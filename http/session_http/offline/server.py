@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import anyio
-from hypercorn.asyncio import serve  # pyright: ignore[reportUnknownVariableType]
-from hypercorn.config import Config, Sockets
 
+from session_http.accept import MOST_CONNECTIONS, Acceptor
+from session_http.inbox import Application
+from session_http.listen import BACKLOG
 from session_http.offline.app import OfflineApp, RequestRecord, create_offline_app
 from session_http.offline.reply import Pacing
 from session_http.offline.scenario import Scenario
+from session_http.wire import ConnectionLimits, hypercorn_settings
 
 __all__ = ["OfflineModel"]
+
+CLOSE_S = 1.0
+"""Seconds for answers that were broken off to be read, before their connections are cut."""
 
 
 class OfflineModel:
@@ -53,7 +57,7 @@ class OfflineModel:
         self.app: OfflineApp = create_offline_app(
             scenario=scenario, pacing=pacing, unknown_models=unknown_models
         )
-        self._listener: _Listener | None = None
+        self._listener: socket.socket | None = None
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -97,16 +101,8 @@ class OfflineModel:
         """
         if self._stop.is_set() or self._task:
             raise RuntimeError("an offline model can be started once; make a new one")
-        self._listener = _Listener.open(*self._address)
-        # Hypercorn's `serve` may end with CancelledError, which only a task of its own contains.
-        self._task = asyncio.create_task(
-            serve(
-                cast(Any, self.app),
-                _configured(self._listener),
-                shutdown_trigger=self._stop.wait,
-            ),
-            name="offline model",
-        )
+        self._listener = _listening(*self._address)
+        self._task = asyncio.create_task(self._serve(self._listener), name="offline model")
         return self
 
     async def __aexit__(
@@ -119,78 +115,42 @@ class OfflineModel:
         with anyio.CancelScope(shield=True):
             await self._end()
 
+    async def _serve(self, listener: socket.socket) -> None:
+        acceptor = Acceptor(
+            cast(Application, self.app),
+            hypercorn_settings(),
+            ConnectionLimits(idle_s=300.0),
+            most=MOST_CONNECTIONS,
+            tls=None,
+            http2=False,
+        )
+        async with asyncio.TaskGroup() as group:
+            accepting = group.create_task(acceptor.accept(listener, group))
+            await self._stop.wait()
+            accepting.cancel()
+            self.app.close()
+            await acceptor.close(CLOSE_S)
+
     async def _end(self) -> None:
-        task, listener = self._task, self._listener
-        if task is None or listener is None:
+        if self._task is None or self._listener is None:
             return
-        self.app.close()
         self._stop.set()
-        # Answers end first: on Python 3.12 and newer, Hypercorn waits for connections without end.
-        await _until(task, 0.1)
-        for _ in range(2):
-            listener.drop_connections()
-            await _until(task, 0.7)
-        task.cancel()
-        await _until(task, 0.5)
-        listener.close()
-        self._listener = self._task = None
-        if task.done() and not task.cancelled() and (error := task.exception()):
-            raise error
-
-
-async def _until(task: asyncio.Task[None], seconds: float) -> None:
-    if not task.done():
-        await asyncio.wait({task}, timeout=seconds)
-
-
-class _Listener(socket.socket):
-    """A listening socket that knows its connections, so that it can drop them."""
-
-    @classmethod
-    def open(cls, host: str, port: int) -> _Listener:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # Named, because asyncio sets TCP_NODELAY only where the protocol is; else an answer waits
-        # 40 ms for an acknowledgement.
-        listener = cls(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(2048)
-            listener.setblocking(False)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        connection, address = super().accept()
-        self._connections.add(connection)
-        return connection, address
-
-    def drop_connections(self) -> None:
-        """Shut down what is open: a client that does not read would hold its answer for ever."""
-        for connection in tuple(self._connections):
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # already closed
+            await self._task
+        finally:
+            self._listener.close()
+            self._listener = self._task = None
 
 
-def _configured(listener: socket.socket) -> Config:
-    class Configuration(Config):
-        def create_sockets(self) -> Sockets:
-            return Sockets([], [listener], [])
-
-    config = Configuration()
-    config.errorlog = None
-    config.accesslog = None
-    config.backlog = 2048
-    config.graceful_timeout = 0.5
-    # The defaults end connections that live long.
-    config.keep_alive_max_requests = 1 << 31
-    config.keep_alive_timeout = 300
-    return config
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
