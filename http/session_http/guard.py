@@ -21,37 +21,59 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def check_origin(method: str, headers: Headers, trusted: Collection[str] | None) -> None:
-    """Refuse a request that is addressed to, or comes from a page of, a foreign host.
+def check_host(headers: Headers, trusted: Collection[str] | None) -> None:
+    """Refuse a request that is addressed to a foreign host.
 
     Args:
-        method: Of the request.
         headers: Of the request.
-        trusted: Host names, lower case, that are not foreign; None: whatever the request is
-            addressed to, which leaves only pages of other hosts to be refused.
+        trusted: Host names, lower case, that are not foreign; None: none is.
 
     Raises:
         ProblemError: It is foreign.
     """
-    host = _host_name(f"//{headers.get('host', '')}")
     if trusted is None:
-        trusted = frozenset({host})
+        return
+    host = _host_name(f"//{headers.get('host', '')}")
     # What cannot be understood has an empty name, which nobody can be trusted by.
-    elif not host or host not in trusted:
+    if not host or host not in trusted:
         raise refuse(
             "untrusted_origin",
             f"This server is not known as {host!r}. Use localhost, or start it with "
             "--trusted-host NAME.",
         )
+
+
+def check_page(
+    method: str,
+    headers: Headers,
+    trusted: Collection[str] | None,
+    origins: Collection[str] = (),
+) -> None:
+    """Refuse a request that a page of a foreign host has a browser send.
+
+    Only for requests without a key: a page that knows one was given it.
+
+    Args:
+        method: Of the request.
+        headers: Of the request.
+        trusted: Host names, lower case, that are not foreign; None: only the one that the request
+            is addressed to.
+        origins: Origins whose pages may use the server all the same.
+
+    Raises:
+        ProblemError: It is foreign.
+    """
     origin = headers.get("origin")
-    if origin is None or method in _HARMLESS:
+    if origin is None or method in _HARMLESS or origin in origins:
         return
+    if trusted is None:
+        trusted = (_host_name(f"//{headers.get('host', '')}"),)
     page = _host_name(origin)
     if not page or page not in trusted:
         raise refuse(
             "untrusted_origin",
             f"A page of {origin[:200]!r} may not use this server. Start it with --trusted-host "
-            "NAME to allow it.",
+            "NAME, or with its origin among the CORS origins, to allow it.",
         )
 
 

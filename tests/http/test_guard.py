@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import Headers
 
-from session_http.guard import LOOPBACK_NAMES, check_origin
+from session_http.guard import LOOPBACK_NAMES, check_host, check_page
 from session_http.problems import ProblemError
 
 
 def check(method: str, **headers: str) -> None:
-    check_origin(method, Headers(headers), LOOPBACK_NAMES)
+    check_host(Headers(headers), LOOPBACK_NAMES)
+    check_page(method, Headers(headers), LOOPBACK_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +47,24 @@ def test_reading_is_left_to_the_browsers_own_rules() -> None:
 
 
 def test_without_trusted_names_only_pages_of_other_hosts_are_refused() -> None:
-    check_origin("POST", Headers({"host": "a:1", "origin": "https://a"}), None)
-    check_origin("POST", Headers({"host": "a"}), None)
+    check_page("POST", Headers({"host": "a:1", "origin": "https://a"}), None)
+    check_page("POST", Headers({"host": "a"}), None)
     for host, origin in (("a", "https://b"), ("", "null"), ("[", "null")):
         with pytest.raises(ProblemError):
-            check_origin("POST", Headers({"host": host, "origin": origin}), None)
+            check_page("POST", Headers({"host": host, "origin": origin}), None)
 
 
 def test_a_name_that_is_none_is_never_trusted() -> None:
-    for headers in ({"host": "["}, {"host": "localhost", "origin": "null"}):
+    trusted = frozenset({"", "localhost"})
+    with pytest.raises(ProblemError):
+        check_host(Headers({"host": "["}), trusted)
+    with pytest.raises(ProblemError):
+        check_page("POST", Headers({"host": "localhost", "origin": "null"}), trusted)
+
+
+def test_a_page_whose_origin_the_operator_allows_may() -> None:
+    headers = Headers({"host": "localhost", "origin": "https://app.example"})
+    check_page("POST", headers, LOOPBACK_NAMES, {"https://app.example"})
+    for other in ("http://app.example", "https://app.example:444", "https://app.example.evil"):
         with pytest.raises(ProblemError):
-            check_origin("POST", Headers(headers), frozenset({"", "localhost"}))
+            check_page("POST", headers, LOOPBACK_NAMES, {other})
