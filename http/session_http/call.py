@@ -47,6 +47,7 @@ class Call:
         server: What it is made to.
         principal: Who makes it.
         path: The parameters in its path, by name.
+        root_path: Where the API is mounted; empty at the root.
         last_event_id: The header `Last-Event-ID`, as it was sent.
         if_none_match: The header `If-None-Match`, as it was sent.
         timing: What took how many milliseconds, by name; goes out as `Server-Timing`.
@@ -55,6 +56,7 @@ class Call:
     server: Server
     principal: Principal
     path: Mapping[str, str]
+    root_path: str = ""
     last_event_id: str | None = None
     if_none_match: str | None = None
     timing: dict[str, float] = field(default_factory=dict[str, float])

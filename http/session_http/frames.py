@@ -31,16 +31,16 @@ PING = b": ping\n\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFailed:
-    """The stream broke by a mistake of ours; the turn itself goes on.
+    """The stream ends and the turn itself goes on: by a mistake of ours, or a revoked key.
 
     Attributes:
-        code: `internal`.
-        message: Where the answer can be looked up.
+        code: `internal`, or `unauthorized` where the reader's key was revoked.
+        message: What happened, and where the answer can be looked up.
         retryable: Whether reading again may help.
     """
 
     message: str
-    code: Literal["internal"] = "internal"
+    code: Literal["internal", "unauthorized"] = "internal"
     retryable: bool = True
     type: Literal["error"] = "error"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from session_http import TITLE, version
 from session_http.call import Answer, Call, Nothing, Page
+from session_http.directories import resolve_cwd
+from session_http.keys import ANONYMOUS
 from session_http.problems import FieldError, InvalidRequest, problem_of, refuse
 from session_http.schemas import (
     CloseReply,
@@ -22,6 +25,7 @@ from session_http.schemas import (
     SessionQueryReply,
     SessionQueryRequest,
     SessionReply,
+    SessionsParameters,
     SessionsReply,
     StartReply,
     StartRequest,
@@ -33,16 +37,18 @@ from session_http.schemas import (
 from session_http.sse import EventStream, is_over
 from session_supervisor import Session, SessionSpec, TurnHandle, TurnResult
 from session_supervisor.errors import InvalidSpec, SessionNotFound, TurnFailed
+from session_supervisor.spec import LOCAL_OWNER
 
 # -- the server ------------------------------------------------------------------------------
 
 
 async def health(call: Call, _request: NoParameters) -> Answer:
     """Say how the server is."""
-    state = await call.server.credentials.state()
+    nobody = call.principal is ANONYMOUS
+    state = await call.server.credentials.state(_account(call))
     return Health(
         authenticated=state.authenticated,
-        active_sessions=len(call.server.supervisor.list(owner=call.owner)),
+        active_sessions=0 if nobody else len(call.server.supervisor.list(owner=call.owner)),
         timestamp=datetime.now(UTC),
         offline=state.offline,
     )
@@ -57,7 +63,8 @@ async def ready(call: Call, _request: NoParameters) -> Answer:
 
 async def index(call: Call, _request: NoParameters) -> Answer:
     """Say what there is."""
-    return Index(name=TITLE, version=version(), endpoints=call.server.endpoints)
+    endpoints = tuple(f"{call.root_path}{path}" for path in call.server.endpoints)
+    return Index(name=TITLE, version=version(), endpoints=endpoints)
 
 
 # -- sessions --------------------------------------------------------------------------------
@@ -67,10 +74,14 @@ async def query(call: Call, request: QueryRequest) -> Answer:
     """Ask once."""
     await _require_credential(call)
     supervisor = call.server.supervisor
-    spec = _spec(request)
+    spec = await _spec(call, request)
     if not request.stream:
         turn = await supervisor.query(
-            request.prompt, spec, owner=call.owner, timeout_s=request.timeout_s
+            request.prompt,
+            spec,
+            owner=call.owner,
+            timeout_s=request.timeout_s,
+            quota=call.principal.limits,
         )
         result = await _result(call, turn)
         return QueryReply(
@@ -86,7 +97,11 @@ async def query(call: Call, request: QueryRequest) -> Answer:
     slot = call.server.streams.reserve()
     try:
         turn = await supervisor.query(
-            request.prompt, spec, owner=call.owner, timeout_s=request.timeout_s
+            request.prompt,
+            spec,
+            owner=call.owner,
+            timeout_s=request.timeout_s,
+            quota=call.principal.limits,
         )
         session = supervisor.get(turn.session_id, owner=call.owner)
     except BaseException:
@@ -98,13 +113,15 @@ async def query(call: Call, request: QueryRequest) -> Answer:
 async def start(call: Call, request: StartRequest) -> Answer:
     """Start a conversation, and wait for the answer to its first message if there is one."""
     await _require_credential(call)
-    session = await call.server.supervisor.start(_spec(request), owner=call.owner)
+    spec = await _spec(call, request)
+    quota = call.principal.limits
+    session = await call.server.supervisor.start(spec, owner=call.owner, quota=quota)
     if request.initial_prompt is None:
         return StartReply(
             session_id=session.session_id, initial_response=None, created_at=session.created_at
         )
     try:
-        turn = await session.query(request.initial_prompt, timeout_s=request.timeout_s)
+        turn = await session.query(request.initial_prompt, timeout_s=request.timeout_s, quota=quota)
         result = await _result(call, turn)
     except Exception as error:
         # A caller that gets an error gets no session, so none may stay behind.
@@ -127,8 +144,9 @@ async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
     """Ask in a conversation."""
     session = _session(call)
     await _require_credential(call)
+    quota = call.principal.limits
     if not request.stream:
-        turn = await session.query(request.prompt, timeout_s=request.timeout_s)
+        turn = await session.query(request.prompt, timeout_s=request.timeout_s, quota=quota)
         result = await _result(call, turn)
         return SessionQueryReply(
             session_id=result.session_id,
@@ -142,7 +160,7 @@ async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
         )
     slot = call.server.streams.reserve()
     try:
-        turn = await session.query(request.prompt, timeout_s=request.timeout_s)
+        turn = await session.query(request.prompt, timeout_s=request.timeout_s, quota=quota)
     except BaseException:
         slot.release()
         raise
@@ -151,7 +169,7 @@ async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
 
 async def interrupt(call: Call, request: InterruptRequest) -> Answer:
     """Stop what runs."""
-    session = _session(call)
+    session = _found(call, _looks_after(call))
     found = await session.interrupt(turn_id=request.turn_id, queued=bool(request.queued))
     return InterruptReply(
         session_id=session.session_id, outcome=found.outcome, turn_ids=found.turn_ids
@@ -160,26 +178,32 @@ async def interrupt(call: Call, request: InterruptRequest) -> Answer:
 
 async def get_session(call: Call, _request: NoParameters) -> Answer:
     """Say how a session is."""
-    session = _session(call)
+    session = _found(call, _looks_after(call))
     return SessionReply(
         session_id=session.session_id,
         created_at=session.created_at,
         active=session.active,
         model=session.spec.model or call.server.settings.default_model,
         state=session.state.value,
+        owner=session.owner,
     )
 
 
 async def close(call: Call, _request: NoParameters) -> Answer:
     """End a session."""
     session_id = call.path["session_id"]
-    await call.server.supervisor.close(session_id, owner=call.owner)
+    await call.server.supervisor.close(session_id, owner=_looks_after(call))
     return CloseReply(session_id=session_id)
 
 
-async def list_sessions(call: Call, _request: NoParameters) -> Answer:
-    """List the caller's sessions."""
-    found = call.server.supervisor.list(owner=call.owner)
+async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
+    """List the caller's sessions, or for an admin anybody's."""
+    owner: str | None = call.owner if request.owner is None else request.owner
+    if owner != call.owner:
+        if "admin" not in call.principal.roles:
+            raise refuse("not_allowed", "Only an admin may list the sessions of other owners.")
+        owner = None if owner == "*" else owner
+    found = call.server.supervisor.list(owner=owner)
     return SessionsReply(
         active_sessions=tuple(session.session_id for session in found), count=len(found)
     )
@@ -241,13 +265,28 @@ async def openapi(call: Call, _request: NoParameters) -> Answer:
 # -- inside ------------------------------------------------------------------------------------
 
 
+def _looks_after(call: Call) -> str | None:
+    """Return whose sessions the caller may look up and end; None: everybody's."""
+    return None if "admin" in call.principal.roles else call.owner
+
+
 def _session(call: Call) -> Session:
-    return call.server.supervisor.get(call.path["session_id"], owner=call.owner)
+    """Return a session whose conversation the caller may read and go on with."""
+    return _found(call, call.owner)
 
 
-def _spec(request: QueryRequest | StartRequest) -> SessionSpec:
+def _found(call: Call, owner: str | None) -> Session:
+    return call.server.supervisor.get(call.path["session_id"], owner=owner)
+
+
+async def _spec(call: Call, request: QueryRequest | StartRequest) -> SessionSpec:
+    cwd = request.cwd
+    if cwd is not None:
+        # In a thread: a file system that does not answer holds this request up, and no other.
+        cwd = await asyncio.to_thread(resolve_cwd, call.server.settings.cwd_root, call.owner, cwd)
     return SessionSpec(
         model=request.model,
+        cwd=cwd,
         allowed_tools=request.allowed_tools or None,
         permission_mode=request.permission_mode or "default",
     )
@@ -263,9 +302,14 @@ async def _result(call: Call, turn: TurnHandle) -> TurnResult:
 
 
 async def _require_credential(call: Call) -> None:
-    state = await call.server.credentials.state()
+    state = await call.server.credentials.state(_account(call))
     if not state.authenticated:
         raise refuse("not_authenticated", state.hint, retry_after=10.0)
+
+
+def _account(call: Call) -> str:
+    """Return by whose credential the caller's sessions reach the model."""
+    return LOCAL_OWNER if call.principal is ANONYMOUS else call.owner
 
 
 def _last_event_id(call: Call) -> int | None:

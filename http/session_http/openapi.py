@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 from pydantic import BaseModel, TypeAdapter
@@ -11,10 +11,11 @@ from pydantic.json_schema import JsonSchemaMode
 
 from session_http import TITLE, version
 from session_http.frames import BODIES, WITH_SESSION, StreamFailed
-from session_http.operations import Operation
+from session_http.operations import ONE_OFF, Operation
 from session_http.problems import KINDS
 from session_http.reading import Source
 from session_http.schemas import ProblemReply
+from session_http.settings import OPEN_PATHS, OpenPaths
 
 Json: TypeAlias = dict[str, Any]
 
@@ -30,16 +31,34 @@ WITH_BODY = (
     "unsupported_media_type",
 )
 """Codes that every operation, and every one with a body, can answer with."""
+WITH_KEYS = ("unauthorized", "too_many_requests")
+"""Codes that every operation can answer with where callers need a key."""
+
+SCHEMES: Json = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, from the operator. Not beside another one in `X-API-Key`.",
+    },
+    "apiKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same, where `Authorization` is taken.",
+    },
+}
+SECURITY: list[Json] = [{name: []} for name in SCHEMES]
 
 STATUS_NAMES: Mapping[int, str] = {
     400: "Invalid request",
+    401: "A key is needed",
     403: "Not allowed",
     404: "Not found",
     408: "The request did not arrive in time",
     409: "The session's state does not permit it, or ended the turn",
     413: "The body is too large",
     415: "The body is not JSON",
-    429: "Too much waits already",
+    429: "Too much or too often",
     500: "Server error",
     502: "The upstream or the agent failed",
     503: "Not now",
@@ -60,17 +79,26 @@ Ignore types that you do not know.
 """
 
 
-def document(operations: Iterable[Operation]) -> Json:
+def document(
+    operations: Iterable[Operation], *, open_paths: Collection[OpenPaths] | None = OPEN_PATHS
+) -> Json:
     """Return the description.
 
     Args:
         operations: The table.
+        open_paths: What callers without a key may look at; None: nobody needs a key.
     """
     described = [row for row in operations if row.described]
     schemas, references = _schemas(described)
     paths: Json = {}
     for row in described:
-        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, references)
+        operation = _operation(row, references, open_paths)
+        if links := _links(row, described):
+            operation["responses"]["200"]["links"] = links
+        paths.setdefault(row.path, {})[row.method.lower()] = operation
+    components: Json = {"schemas": schemas}
+    if open_paths is not None:
+        components["securitySchemes"] = SCHEMES
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": version(), "description": DESCRIPTION},
@@ -78,20 +106,24 @@ def document(operations: Iterable[Operation]) -> Json:
         "servers": [{"url": "./"}],
         "tags": [{"name": tag} for tag in dict.fromkeys(row.tag for row in described)],
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": components,
     }
 
 
 # -- operations ------------------------------------------------------------------------------
 
 
-def _operation(row: Operation, references: Mapping[type, Json]) -> Json:
+def _operation(
+    row: Operation, references: Mapping[type, Json], open_paths: Collection[OpenPaths] | None
+) -> Json:
     described: Json = {
         "operationId": row.name,
         "summary": row.summary,
         "tags": [row.tag],
-        "responses": _responses(row, references),
+        "responses": _responses(row, references, keys=open_paths is not None),
     }
+    if open_paths is not None:
+        described["security"] = [*SECURITY, {}] if row.open in open_paths else SECURITY
     if row.notes:
         described["description"] = row.notes
     if parameters := _parameters(row):
@@ -102,6 +134,22 @@ def _operation(row: Operation, references: Mapping[type, Json]) -> Json:
             "content": {"application/json": {"schema": references[row.takes]}},
         }
     return described
+
+
+def _links(row: Operation, others: Iterable[Operation]) -> Json:
+    """Return what can be done next with the ids in an answer that something was begun with."""
+    if row.gives is None or row.method != "POST":
+        return {}
+    given = {name for name, field in row.gives.model_fields.items() if field.is_required()}
+    links: Json = {}
+    for other in others:
+        needed = re.findall(r"{(\w+)}", other.path)
+        # The session of a one-off question can be looked at, and no more.
+        possible = other.method == "GET" or row.tag != ONE_OFF
+        if needed and given.issuperset(needed) and possible:
+            parameters = {name: f"$response.body#/{name}" for name in needed}
+            links[other.name] = {"operationId": other.name, "parameters": parameters}
+    return links
 
 
 def _parameters(row: Operation) -> list[Json]:
@@ -133,7 +181,8 @@ def _parameters(row: Operation) -> list[Json]:
                 "name": "Last-Event-ID",
                 "in": "header",
                 "description": "As `after`, and stronger; browsers send it when they come back.",
-                "schema": {"type": "integer", "minimum": 0},
+                # Empty, as a browser's is before any event, it is as if it were not there.
+                "schema": {"anyOf": [{"type": "integer", "minimum": 0}, {"const": ""}]},
             }
         )
     return parameters
@@ -144,7 +193,7 @@ def _without_null(schema: Json) -> Json:
     return options[0] if len(options) == 1 else schema
 
 
-def _responses(row: Operation, references: Mapping[type, Json]) -> Json:
+def _responses(row: Operation, references: Mapping[type, Json], *, keys: bool) -> Json:
     content: Json = {}
     if row.gives is not None:
         content["application/json"] = {"schema": references[row.gives]}
@@ -160,6 +209,10 @@ def _responses(row: Operation, references: Mapping[type, Json]) -> Json:
     codes = (*ANY_OPERATION, *row.refuses)
     if row.source is not Source.QUERY:
         codes += WITH_BODY
+    if keys:
+        codes += WITH_KEYS
+        if row.role is not None:
+            codes += ("not_allowed",)
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys(codes):
         by_status.setdefault(KINDS[code].status, []).append(code)
@@ -174,6 +227,13 @@ def _refusal(status: int, codes: Iterable[str], references: Mapping[type, Json])
         "description": f"{STATUS_NAMES[status]}\n\n{meanings}",
         "content": {"application/json": {"schema": references[ProblemReply]}},
     }
+    if status == 401:
+        described["headers"] = {
+            "WWW-Authenticate": {
+                "description": "How a key can be sent.",
+                "schema": {"type": "string", "const": "Bearer"},
+            }
+        }
     if status in (429, 503):
         described["headers"] = {
             "Retry-After": {

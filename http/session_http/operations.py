@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from session_http import handlers
 from session_http.call import Answer, Call
+from session_http.keyfile import Role
 from session_http.problems import TURN_CODES
 from session_http.reading import Source, read_model
 from session_http.schemas import (
@@ -30,12 +31,14 @@ from session_http.schemas import (
     SessionQueryReply,
     SessionQueryRequest,
     SessionReply,
+    SessionsParameters,
     SessionsReply,
     StartReply,
     StartRequest,
     TurnReply,
     TurnsReply,
 )
+from session_http.settings import OpenPaths
 
 Run = Callable[[Call, bytes], Awaitable[Answer]]
 M = TypeVar("M", bound=BaseModel)
@@ -59,6 +62,8 @@ class Operation:
         streams: Whether it answers, or can answer, with Server-Sent Events.
         refuses: Codes that it can answer with, besides those that any operation can.
         described: Whether the description has it.
+        open: Among which paths it is that may be open to callers without a key; None: none.
+        role: What the caller must be; None: any caller.
         run: Reads the model from the raw body or query string and carries the operation out.
     """
 
@@ -75,6 +80,8 @@ class Operation:
     streams: bool
     refuses: tuple[str, ...]
     described: bool
+    open: OpenPaths | None
+    role: Role | None
     run: Run
 
 
@@ -93,6 +100,8 @@ def operation(
     streams: bool = False,
     refuses: tuple[str, ...] = (),
     described: bool = True,
+    open: OpenPaths | None = None,  # noqa: A002  # as the row calls it
+    role: Role | None = None,
 ) -> Operation:
     """Return a row; see `Operation`."""
 
@@ -113,6 +122,8 @@ def operation(
         streams=streams,
         refuses=refuses,
         described=described,
+        open=open,
+        role=role,
         run=run,
     )
 
@@ -122,7 +133,7 @@ ONE_OFF = "One-off queries"
 SESSIONS = "Conversation sessions"
 TURNS = "Turns and events"
 
-_STARTS_WORK = ("not_authenticated", "draining", *TURN_CODES)
+_STARTS_WORK = ("not_authenticated", "draining", "quota_exceeded", *TURN_CODES)
 _STARTS_SESSION = ("at_capacity", "no_workspace", "not_allowed", *_STARTS_WORK)
 _FINDS_SESSION = ("session_not_found",)
 _TELLS_SESSION = (*_FINDS_SESSION, "session_closed", "queue_full")
@@ -137,6 +148,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tag=HEALTH,
         summary="Check server health and authentication status",
         answered="The server is healthy.",
+        open="health",
     ),
     operation(
         "GET",
@@ -148,6 +160,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Check whether the server takes new work",
         answered="It does.",
         refuses=("draining", "at_capacity", "not_authenticated"),
+        open="health",
     ),
     operation(
         "GET",
@@ -157,6 +170,7 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=Index,
         tag=HEALTH,
         summary="Get API information and available endpoints",
+        open="docs",
     ),
     operation(
         "POST",
@@ -171,6 +185,7 @@ OPERATIONS: tuple[Operation, ...] = (
         notes="The turn has a session of its own, which is neither listed nor counted; it stays "
         "readable under the ids in the answer for a while.",
         refuses=("too_many_streams", *_STARTS_SESSION),
+        role="user",
     ),
     operation(
         "POST",
@@ -184,6 +199,7 @@ OPERATIONS: tuple[Operation, ...] = (
         notes="If the first message fails, the session is closed again and the failure answered.",
         answered="Session started.",
         refuses=_STARTS_SESSION,
+        role="user",
     ),
     operation(
         "POST",
@@ -198,6 +214,7 @@ OPERATIONS: tuple[Operation, ...] = (
         notes="Claude remembers the session's earlier messages. While another turn runs, this one "
         "waits for it.",
         refuses=("too_many_streams", "session_failed", *_TELLS_SESSION, *_STARTS_WORK),
+        role="user",
     ),
     operation(
         "POST",
@@ -238,10 +255,12 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/sessions",
         handlers.list_sessions,
-        takes=NoParameters,
+        takes=SessionsParameters,
         gives=SessionsReply,
         tag=SESSIONS,
         summary="List all active sessions",
+        notes="The caller's own, or with the role `admin` those of another owner.",
+        refuses=("not_allowed",),
     ),
     operation(
         "GET",
@@ -252,6 +271,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tag=TURNS,
         summary="List a session's turns",
         refuses=_FINDS_SESSION,
+        role="user",
     ),
     operation(
         "GET",
@@ -264,6 +284,7 @@ OPERATIONS: tuple[Operation, ...] = (
         notes="A client that timed out or went away loses nothing: the turn goes on, and its "
         "answer is here.",
         refuses=("turn_not_found", *_FINDS_SESSION),
+        role="user",
     ),
     operation(
         "GET",
@@ -277,6 +298,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "no gap and no duplicate, until the session ends. 204 if it has, and nothing is left.",
         answered="The session's events.",
         refuses=("too_many_streams", *_FINDS_SESSION),
+        role="user",
     ),
     operation(
         "GET",
@@ -285,6 +307,7 @@ OPERATIONS: tuple[Operation, ...] = (
         takes=NoParameters,
         summary="The API in Swagger UI",
         described=False,
+        open="docs",
     ),
     operation(
         "GET",
@@ -293,6 +316,7 @@ OPERATIONS: tuple[Operation, ...] = (
         takes=NoParameters,
         summary="The API in ReDoc",
         described=False,
+        open="docs",
     ),
     operation(
         "GET",
@@ -301,6 +325,7 @@ OPERATIONS: tuple[Operation, ...] = (
         takes=NoParameters,
         summary="The description of the API",
         described=False,
+        open="docs",
     ),
     operation(
         "GET",
@@ -310,6 +335,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="A file that the documentation loads",
         refuses=("not_found",),
         described=False,
+        open="docs",
     ),
 )
 """Every operation. Paths without parameters stand before those that would match them too."""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from session_http.encoding import dump
@@ -23,6 +24,12 @@ LONGEST_MESSAGE = 500
 MOST_ERRORS = 20
 """How much of a request's mistakes is answered, characters and fields: some of it is the
 request's own text."""
+
+
+REFUSALS: Mapping[int, str] = MappingProxyType(
+    {401: "unauthorized", 403: "not_allowed", 429: "too_many_requests"}
+)
+"""What an embedder's authentication refuses with, by the status that it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +49,21 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         # The request itself
         "malformed_json": Kind(400, "The body is not JSON."),
+        "malformed_http": Kind(400, "It is not proper HTTP; the connection is closed."),
         "invalid_request": Kind(400, "A field is missing, unknown or cannot be used."),
+        "unauthorized": Kind(401, "There is no key, or a wrong one, or it was revoked."),
         "not_allowed": Kind(403, "The operator has not allowed it."),
         "untrusted_origin": Kind(403, "It comes from, or is addressed to, a foreign host name."),
         "not_found": Kind(404, "There is no such path."),
         "session_not_found": Kind(404, "There is no such session, or it is somebody else's."),
         "turn_not_found": Kind(404, "The session has no such turn, or no longer keeps it."),
         "method_not_allowed": Kind(405, "The path does not have this method; see `Allow`."),
-        "request_timeout": Kind(408, "The body did not arrive in time."),
+        "request_timeout": Kind(408, "The request's head or body did not arrive in time."),
         "payload_too_large": Kind(413, "The body is longer than the operator allows."),
-        "unsupported_media_type": Kind(415, "The body is not declared as application/json."),
+        "headers_too_large": Kind(431, "The request's head is too long."),
+        "unsupported_media_type": Kind(
+            415, "The body is not declared as application/json, or is compressed."
+        ),
         # The session's state
         "busy": Kind(409, "Another turn runs, and the caller would not wait."),
         "session_closed": Kind(409, "The session has ended; start another."),
@@ -59,7 +71,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         FailureCode.SESSION_FAILED: Kind(409, "The session gave up on its agent; close it."),
         # Limits
         "queue_full": Kind(429, "Too much waits in the session already."),
+        "quota_exceeded": Kind(429, "The caller has as much at once as it may have."),
+        "too_many_requests": Kind(429, "The key was used as often in a minute as it may be."),
         "at_capacity": Kind(503, "There are as many sessions or processes as there may be."),
+        "too_many_connections": Kind(503, "There are as many connections as there may be."),
         "too_many_streams": Kind(503, "There are as many open streams as there may be."),
         "no_workspace": Kind(503, "The server cannot make a directory for the session."),
         "draining": Kind(503, "The server is shutting down."),
@@ -214,6 +229,12 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(
                 code=_known(error.code), detail=str(error), retry_after=error.retry_after
             )
+        case HTTPException():
+            # From an embedder's `authenticate`, which may refuse as its framework does.
+            refusal = REFUSALS.get(error.status_code)
+            if refusal is None:
+                return None
+            return Problem(code=refusal, detail=str(error.detail), headers=error.headers or {})
         case TurnFailed():
             failure = error.failure
             retry_after = failure.retry_after

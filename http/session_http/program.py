@@ -1,4 +1,4 @@
-"""The `serve` command: agent, supervisor and application put together, from its options."""
+"""The `serve` command: agent, supervisor and application put together, from the settings."""
 
 from __future__ import annotations
 
@@ -6,171 +6,151 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from session_http import TITLE, version
+from session_http import TITLE, logs, parts, version
 from session_http.app import create_app
 from session_http.credentials import Assumed, Credentials, CredentialState, Watched
-from session_http.guard import LOOPBACK_NAMES
-from session_http.listen import CannotListen, addresses, is_loopback, open_sockets, urls
+from session_http.hiding import hide_environment
+from session_http.keyfile import FIRST_OWNER, FirstKey, KeyFileError
+from session_http.keys import KeyRing, anybody
+from session_http.listen import CannotListen, open_sockets, urls
+from session_http.parts import CannotServe
 from session_http.serve import Stop, StopTimes, raise_file_limit, run, serve, stopped_by_signals
-from session_http.settings import HttpSettings
-from session_supervisor import Supervisor, SupervisorConfig
+from session_http.sources import Configuration
+from session_http.tls import BadCertificate, Tls
+from session_supervisor import Down, Missed, Restarted, Supervisor
 from session_supervisor.agents.claude import ClaudeAgent
-from session_supervisor.agents.claude.credentials import find_credential
-from session_supervisor.agents.claude.models import DEFAULT_ALIASES, DEFAULT_MODEL
+from session_supervisor.agents.claude.credentials import in_environment
 
 logger = logging.getLogger(__name__)
 
 TRY_OFFLINE = "To try the server without one: session-supervisor serve --offline."
 
-_ONLINE = ("ANTHROPIC_", "CLAUDE_CODE_USE_", "CLAUDE_CODE_OAUTH")
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
-
-class CannotServe(Exception):
-    """The server cannot be started so; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """What the command was told; see its help.
-
-    Attributes:
-        host: Name or address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        offline: Whether the offline model answers.
-        no_auth: Whether to listen beyond this machine without keys.
-        trusted_hosts: Further host names under which browsers may use the server.
-        model: Model of sessions that name none; None: the agent's default.
-        model_aliases: Names that sessions may use for other models, besides the agent's own.
-        extra_tools: Further tools that sessions have.
-        allow_bypass_permissions: Whether sessions may ask for `bypassPermissions`.
-        workspace: Where sessions get their private directories; None: a temporary one.
-        max_sessions: Most open sessions; None: the library's default, also below.
-        max_live: Most Claude Code processes.
-        idle_timeout_s: Seconds without work after which a session is closed; None: never.
-        turn_timeout_s: Seconds that a turn may take; None: no limit.
-        drain_timeout_s: Seconds that running turns may take when the server is to stop.
-    """
-
-    host: str = "localhost"
-    port: int = 3000
-    offline: bool = False
-    no_auth: bool = False
-    trusted_hosts: tuple[str, ...] = ()
-    model: str | None = None
-    model_aliases: Mapping[str, str] = field(default_factory=dict[str, str])
-    extra_tools: tuple[str, ...] = ()
-    allow_bypass_permissions: bool = False
-    workspace: Path | None = None
-    max_sessions: int | None = None
-    max_live: int | None = None
-    idle_timeout_s: float | None = None
-    turn_timeout_s: float | None = None
-    drain_timeout_s: float = 10.0
-
-
-def run_server(options: ServeOptions) -> int:
+def run_server(configuration: Configuration) -> int:
     """Run the server until it is told to stop; return the program's exit status.
 
     Raises:
         CannotServe: It cannot be started so.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    settings = configuration.settings
+    logs.configure(form=settings.log_format, level=settings.log_level)
+    hide_environment()
     try:
-        local = is_loopback(addresses(options.host))
-        if not local and not options.no_auth:
-            raise CannotServe(
-                f"{options.host} can be reached from other machines, and there are no keys yet: "
-                "anybody could run commands here. Listen on localhost, or say --no-auth if "
-                "something in front of the server keeps others out."
-            )
-        if options.workspace is not None:
-            _check_workspace(options.workspace)
-        raise_file_limit()
-        # Sessions hold many objects and leave no cycles: a full collection stops every stream for a
-        # tenth of a second and finds next to nothing, so it comes a hundred times less often.
-        gc.set_threshold(700, 10, 1_000)
-        run(_serve(options, local=local))
+        local = parts.is_local(configuration)
+        parts.require_cwd_root(configuration)
+        with ExitStack() as stack:
+            workspace = parts.workspace(configuration, stack)
+            if settings.has_keys and not settings.offline:
+                parts.require_writable(configuration, "state_dir", settings.state_dir)
+            made = parts.first_key(configuration)
+            ring = parts.key_ring(configuration)
+            tls = parts.tls(configuration)
+            raise_file_limit()
+            # Sessions hold many objects and leave no cycles: a full collection stops every stream
+            # for a tenth of a second and finds next to nothing, so it comes a hundred times less
+            # often.
+            gc.set_threshold(700, 10, 1_000)
+            run(_serve(configuration, ring, tls, made, local=local, workspace=workspace))
     except CannotListen as error:
         raise CannotServe(str(error)) from error
+    except CannotServe:
+        raise
+    except Exception:  # anything: Python would print it with all that it says
+        logger.critical("the server failed", exc_info=True)
+        return 1
     return 0
 
 
-def _check_workspace(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise CannotServe(
-            f"--workspace {directory}: sessions cannot get directories there ({error.strerror})."
-        ) from error
-
-
-async def _serve(options: ServeOptions, *, local: bool) -> None:
-    settings = _settings(options, local=local)
+async def _serve(
+    configuration: Configuration,
+    ring: KeyRing | None,
+    tls: Tls | None,
+    made: FirstKey | None,
+    *,
+    local: bool,
+    workspace: Path,
+) -> None:
+    settings = configuration.settings
     stop = Stop()
     async with AsyncExitStack() as stack:
         stack.enter_context(stopped_by_signals(stop))
-        sockets = open_sockets(options.host, options.port, unread_s=settings.streams.send_timeout_s)
+        stack.enter_context(_reloaded_by_hangup(ring, tls))
+        sockets = open_sockets(settings.host, settings.port, unread_s=settings.send_timeout)
         for one in sockets:
             stack.callback(one.close)
-        agent, credentials = await _agent(options, stack)
-        supervisor = await stack.enter_async_context(
-            Supervisor(agent, config=_configuration(options))
+        agent, credentials = await stack.enter_async_context(
+            connected_agent(configuration, workspace)
         )
-        app = create_app(supervisor, credentials=credentials, settings=settings)
-        _say(_banner(urls(options.host, sockets), offline=options.offline))
+        supervisor = await stack.enter_async_context(
+            Supervisor(agent, config=parts.supervisor_config(configuration, workspace=workspace))
+        )
+        app = create_app(
+            supervisor,
+            credentials=credentials,
+            settings=parts.http_settings(configuration, local=local),
+            authenticate=anybody if ring is None else ring.authenticate,
+        )
+        _say(_banner(urls(settings.host, sockets, encrypted=tls is not None), configuration, made))
         async with asyncio.TaskGroup() as tasks:
-            warming = tasks.create_task(_warm_up(agent, credentials))
+            beside = [
+                tasks.create_task(_warm_up(agent, credentials, configuration), name="warm up"),
+                tasks.create_task(_tell_of_crashes(supervisor), name="notices"),
+            ]
             await serve(
                 app,
                 supervisor,
                 sockets,
                 stop=stop,
-                times=StopTimes(drain_s=options.drain_timeout_s),
+                times=StopTimes(drain_s=settings.drain_timeout),
+                tls=tls,
+                http2=settings.http2,
+                max_connections=settings.max_connections,
             )
-            warming.cancel()
+            for task in beside:
+                task.cancel()
 
 
-async def _agent(options: ServeOptions, stack: AsyncExitStack) -> tuple[ClaudeAgent, Credentials]:
-    """Return what answers prompts, and whether it can."""
-    make = partial(
-        ClaudeAgent,
-        model=options.model or DEFAULT_MODEL,
-        model_aliases={**DEFAULT_ALIASES, **options.model_aliases},
-        extra_tools=options.extra_tools,
-        allow_bypass_permissions=options.allow_bypass_permissions,
-    )
-    if not options.offline:
-        return make(), Watched(_look)
+@asynccontextmanager
+async def connected_agent(
+    configuration: Configuration, workspace: Path, *, state_dir: Path | None = None
+) -> AsyncGenerator[tuple[ClaudeAgent, Credentials]]:
+    """Give what answers prompts, and whether it can; with the offline model, if it is that.
+
+    Args:
+        configuration: The settings.
+        workspace: What holds the private directories of all sessions.
+        state_dir: In place of the one that is set.
+
+    Raises:
+        CannotServe: The settings name what there is not.
+    """
+    if not configuration.settings.offline:
+        agent = parts.agent(configuration, workspace=workspace, state_dir=state_dir)
+        yield agent, Watched(partial(_look, agent))
+        return
 
     from session_http.offline import OfflineModel
 
-    # Whatever of this process's environment would lead a session to a real model, or around ours.
-    for name in tuple(os.environ):
-        if name.startswith(_ONLINE) or name.lower() in _PROXIES:
-            del os.environ[name]
-    model = await stack.enter_async_context(OfflineModel())
-    # A directory of its own, so that neither the user's login nor settings play a part.
-    config_dir = stack.enter_context(
-        tempfile.TemporaryDirectory(prefix="session-supervisor-offline-")
-    )
-    return make(env=model.environment(), config_dir=config_dir), Assumed(offline=True)
+    parts.leave_the_network()
+    with tempfile.TemporaryDirectory(
+        prefix="session-supervisor-offline-", ignore_cleanup_errors=True
+    ) as config_dir:
+        async with OfflineModel() as model:
+            offline = parts.Offline(env=dict(model.environment()), config_dir=Path(config_dir))
+            agent = parts.agent(configuration, workspace=workspace, offline=offline)
+            yield agent, Assumed(offline=True)
 
 
-async def _look() -> CredentialState:
-    found = await find_credential(os.environ)
+async def _look(agent: ClaudeAgent, owner: str) -> CredentialState:
+    found = await agent.find_credential(owner)
     return CredentialState(
         authenticated=found.found,
         hint=f"{found.detail} {TRY_OFFLINE}",
@@ -178,46 +158,105 @@ async def _look() -> CredentialState:
     )
 
 
-async def _warm_up(agent: ClaudeAgent, credentials: Credentials) -> None:
+# -- beside the serving --------------------------------------------------------------------------
+
+
+@contextmanager
+def _reloaded_by_hangup(ring: KeyRing | None, tls: Tls | None) -> Generator[None]:
+    """Let SIGHUP read keys and certificate anew, while the context is open.
+
+    What cannot be used changes nothing: the log says why, and what was read before goes on to hold.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+
+    def reload() -> None:
+        if ring is not None:
+            try:
+                ring.reload()
+            except KeyFileError as error:
+                # Its words say where the mistake is, and quote no key.
+                logger.error("SIGHUP: the keys that were read before go on to hold: %s", error)
+            else:
+                logger.info("SIGHUP: the keys were read anew, there are %d", len(ring))
+        if tls is not None:
+            try:
+                tls.load()
+            except BadCertificate as error:
+                logger.error("SIGHUP: the certificate that was read before is used on: %s", error)
+            else:
+                logger.info("SIGHUP: the certificate was read anew")
+        if ring is None and tls is None:
+            logger.info("SIGHUP: there are neither keys nor a certificate to read anew")
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _warm_up(
+    agent: ClaudeAgent, credentials: Credentials, configuration: Configuration
+) -> None:
     """Do beforehand what the first caller would have to wait for."""
-    state = await credentials.state()
-    if not state.authenticated:
-        _say(f"WARNING: no Claude credential, so all work is refused. {state.hint}")
-    elif state.source:
-        _say(f"Claude credential: {state.source}")
+    settings = configuration.settings
+    if settings.offline:
+        pass
+    elif not settings.has_keys:
+        state = await credentials.state()
+        if not state.authenticated:
+            logger.warning("no Claude credential, so all work is refused. %s", state.hint)
+        else:
+            logger.info("Claude credential: %s", state.source)
+    elif (found := in_environment(os.environ)) is not None:
+        logger.info("Claude credential: %s", found.detail)
+    else:
+        logger.warning(
+            "no Claude credential for all owners: set ANTHROPIC_API_KEY or "
+            "CLAUDE_CODE_OAUTH_TOKEN, or let each log in with CLAUDE_CONFIG_DIR=%s",
+            parts.owners_directory(settings.state_dir, "OWNER"),
+        )
     try:
         await agent.warm_up()
     except Exception:  # the first session runs into the same, and says so to its caller
         logger.exception("claude-agent-sdk cannot be imported")
 
 
-def _settings(options: ServeOptions, *, local: bool) -> HttpSettings:
-    trusted = {name.lower() for name in options.trusted_hosts}
-    guarded = local or bool(trusted)
-    return HttpSettings(
-        default_model=options.model or DEFAULT_MODEL,
-        trusted_hosts=(
-            frozenset({*LOOPBACK_NAMES, options.host.lower(), *trusted}) if guarded else None
-        ),
-    )
+async def _tell_of_crashes(supervisor: Supervisor) -> None:
+    """Log what the operator may want to look into; what processes said is not for logs."""
+    async with supervisor.monitor() as monitor:
+        async for notice in monitor:
+            match notice:
+                case Restarted():
+                    logger.warning(
+                        "a Claude Code process crashed; restart %d in %.1f s",
+                        notice.attempt,
+                        notice.delay_s,
+                        extra={"session_id": notice.session_id},
+                    )
+                    logger.debug("it crashed: %s", notice.cause)
+                case Down(failure=str() as failure):
+                    logger.error(
+                        "a session failed",
+                        extra={"session_id": notice.session_id, "owner": notice.owner},
+                    )
+                    logger.debug("it failed: %s", failure)
+                case Missed():
+                    logger.warning("%d notices of sessions were missed", notice.count)
+                case _:
+                    pass
 
 
-def _configuration(options: ServeOptions) -> SupervisorConfig:
-    config = SupervisorConfig(
-        workspace=options.workspace,
-        idle_timeout_s=options.idle_timeout_s,
-        turn_timeout_s=options.turn_timeout_s,
-    )
-    if options.max_sessions is not None:
-        config = replace(config, max_sessions=options.max_sessions)
-    if options.max_live is not None:
-        config = replace(config, max_live=options.max_live)
-    return config
+# -- what is printed -----------------------------------------------------------------------------
 
 
-def _banner(addresses: Sequence[str], *, offline: bool) -> str:
+def _banner(addresses: Sequence[str], configuration: Configuration, made: FirstKey | None) -> str:
+    settings = configuration.settings
     lines = [f"{TITLE} {version()}"]
-    if offline:
+    if settings.offline:
         lines += [
             "",
             "  *** OFFLINE MODEL ***  Nothing here comes from Claude: the built-in offline model",
@@ -226,6 +265,11 @@ def _banner(addresses: Sequence[str], *, offline: bool) -> str:
         ]
     for address in addresses:
         lines.append(f"Listening on {address}  (API documentation: {address}/docs)")
+    if made is not None:
+        lines += [
+            f"A first key was made, of the owner {FIRST_OWNER}: {made.secret} holds it.",
+            f"Read it, and delete that file; {made.keys} holds only its hash.",
+        ]
     lines.append("Ctrl-C stops it; running turns may end first, a second Ctrl-C does not wait.")
     return "\n".join(lines)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import codecs
+import json
+from collections.abc import Coroutine, Iterable
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
@@ -27,6 +29,8 @@ MOST_PARTS = 2_000
 
 NOT_A_MARK = bytes(set(range(256)) - set(b"[{,"))
 """Bytes before which nothing begins: a field or an item follows `[`, `{` or a comma."""
+
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Source(StrEnum):
@@ -57,12 +61,24 @@ def read_model(model: type[M], raw: bytes, source: Source) -> M:
         if not raw.strip() and source is Source.OPTIONAL_BODY:
             return model.model_validate({})
         _refuse_many_parts(raw, model)
-        return model.model_validate_json(raw)
+        found = model.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
-            raise _not_json(first.get("ctx", {}).get("error", first["msg"])) from None
+            raise _not_json(first.get("ctx", {}).get("error", first["msg"]), raw) from None
         raise invalid(error, model.model_fields) from None
+    # Once it fits the model, it is neither deep nor full of parts, and Python's parser can have it.
+    json.loads(raw, object_pairs_hook=_refuse_repeated)
+    return found
+
+
+def _refuse_repeated(members: Iterable[tuple[str, Any]]) -> None:
+    """Refuse an object that says something twice: who reads the first does not read the last."""
+    seen: set[str] = set()
+    for name, _ in members:
+        if name in seen:
+            raise InvalidRequest([FieldError(field=name, message="is given more than once")])
+        seen.add(name)
 
 
 def _refuse_many_parts(raw: bytes, model: type[BaseModel]) -> None:
@@ -77,7 +93,7 @@ def _refuse_many_parts(raw: bytes, model: type[BaseModel]) -> None:
     try:
         from_json(raw[:SMALL], allow_partial=True)
     except ValueError as error:
-        raise _not_json(error) from None
+        raise _not_json(error, raw) from None
     known = ", ".join(model.model_fields)
     message = (
         f"the body has more than {MOST_PARTS} lists, objects, fields and items; "
@@ -98,7 +114,9 @@ def count_parts(raw: bytes) -> int:
     return sum(len(piece.translate(None, NOT_A_MARK)) for piece in pieces[::2])
 
 
-def _not_json(cause: object) -> ProblemError:
+def _not_json(cause: object, raw: bytes) -> ProblemError:
+    if raw.startswith(BYTE_ORDER_MARKS):
+        cause = "it begins with a byte order mark; send UTF-8 without one"
     return refuse("malformed_json", f"The body is not JSON: {cause}.")
 
 
@@ -128,11 +146,37 @@ class Body:
         self._timeout_s = timeout_s
         length = self._headers.get("content-length", "0")
         self._length = int(length) if length.isascii() and length.isdigit() else 0
-        self.pending = self._length > 0 or "transfer-encoding" in self._headers
+        # From HTTP/2 on, whether there is a body shows only when it begins.
+        self._undeclared = "content-length" not in self._headers and not scope.get(
+            "http_version", "1.1"
+        ).startswith("1")
+        self.pending = self._length > 0 or "transfer-encoding" in self._headers or self._undeclared
         """Whether some of it has not been received."""
+        self.unasked = self._headers.get("expect", "").strip().lower() == "100-continue"
+        """Whether the client waits to be asked for it, by the first `receive`."""
+        self.given_up = False
+        """Whether nobody waits for the rest of it."""
+        self._waiting: asyncio.Timeout | None = None
+
+    def check_framing(self) -> None:
+        """Refuse a request whose body's end two readers would see in different places.
+
+        Where a proxy goes by the one header and we by the other, what is a body to it is a request
+        to us, of whoever uses the connection next. So nothing more may be read from it either.
+
+        Raises:
+            ProblemError: Both headers say where it ends.
+        """
+        if "content-length" in self._headers and "transfer-encoding" in self._headers:
+            raise refuse(
+                "invalid_request",
+                "The request has both Content-Length and Transfer-Encoding. Send one of them.",
+                headers={"connection": "close"},
+            )
 
     async def receive(self) -> Message:
         """Receive as an ASGI application does, and note whether that was the end of the body."""
+        self.unasked = False
         message = await self._receive()
         if message["type"] != "http.request" or not message.get("more_body", False):
             self.pending = False
@@ -148,6 +192,9 @@ class Body:
             return b""
         if self._length > self._max_bytes:
             raise self._too_long()
+        begin = await self._begin()
+        if begin is None:
+            return b""
         media_type = self._headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json" and not (
             media_type.startswith("application/") and media_type.endswith("+json")
@@ -157,7 +204,19 @@ class Body:
                 "The body must be JSON, and say so: Content-Type: application/json"
                 + (f", not {media_type[:100]!r}." if media_type else "."),
             )
-        return await self._in_time(self._read_all())
+        coding = self._headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise refuse(
+                "unsupported_media_type",
+                f"The body must be plain JSON, not compressed or encoded: {coding[:100]!r}.",
+            )
+        return await self._in_time(self._read_all(begin))
+
+    def give_up(self) -> None:
+        """Wait no longer for it: the server is to end."""
+        self.given_up = True
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(asyncio.get_running_loop().time())
 
     async def skip(self) -> None:
         """Receive a body that means nothing, if there is one.
@@ -171,37 +230,57 @@ class Body:
     async def discard(self, timeout_s: float) -> None:
         """Receive what is left, without keeping it, for so many seconds at most."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(0 if self.given_up else timeout_s) as self._waiting:
                 await self._discard_all()
         except TimeoutError:
             return
+        finally:
+            self._waiting = None
 
     async def _in_time(self, receiving: Coroutine[None, None, T]) -> T:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(0 if self.given_up else self._timeout_s) as self._waiting:
                 return await receiving
         except TimeoutError:
+            if self.given_up:
+                raise refuse(
+                    "draining",
+                    "The server shuts down, and the body had not arrived.",
+                    retry_after=5.0,
+                ) from None
             raise refuse(
                 "request_timeout", f"The body did not arrive within {self._timeout_s:g} s."
             ) from None
+        finally:
+            self._waiting = None
 
     async def _discard_all(self) -> None:
         while self.pending:
             await self.receive()
 
-    async def _read_all(self) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        while self.pending:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece: bytes = message.get("body", b"")
-            size += len(piece)
-            if size > self._max_bytes:
-                raise self._too_long()
-            pieces.append(piece)
-        return b"".join(pieces)
+    async def _read_all(self, begin: bytes) -> bytes:
+        pieces = [begin]
+        size = len(begin)
+        while size <= self._max_bytes:
+            if not self.pending:
+                return b"".join(pieces)
+            pieces.append(await self._next())
+            size += len(pieces[-1])
+        raise self._too_long()
+
+    async def _begin(self) -> bytes | None:
+        """Return the first piece of a body, where one was not declared; None: there is none."""
+        if not self._undeclared:
+            return b""
+        piece = await self._in_time(self._next())
+        return piece if piece or self.pending else None
+
+    async def _next(self) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece: bytes = message.get("body", b"")
+        return piece
 
     def _too_long(self) -> ProblemError:
         return refuse(

@@ -6,6 +6,7 @@ also be null, which is as if it were not there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -25,18 +26,32 @@ from session_supervisor.messages import InterruptOutcome
 from session_supervisor.results import Origin, Outcome, Phase, TurnRecord, TurnResult
 from session_supervisor.spec import PermissionMode
 
+NOT_BLANK = r"[^\s\x1c-\x1f\x85\ufeff]"
+"""What a prompt must have some of: neither Python nor JavaScript, and so Claude Code, calls it a
+space. The same in both languages, whose `\\s` differ."""
+
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if not re.search(NOT_BLANK, text):
         raise ValueError("must not be empty")
     return text
+
+
+def _is_path(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("must not hold a NUL character")
+    if ".." in path.split("/"):
+        raise ValueError("must not have '..' in it")
+    return path
 
 
 def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Prompt: TypeAlias = Annotated[str, AfterValidator(_not_blank)]
+Prompt: TypeAlias = Annotated[
+    str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": NOT_BLANK})
+]
 Time: TypeAlias = Annotated[
     datetime,
     PlainSerializer(_rfc3339, return_type=str),
@@ -88,6 +103,15 @@ Mode: TypeAlias = Annotated[
         "`bypassPermissions` only where the operator has allowed it.",
     ),
 ]
+Cwd: TypeAlias = Annotated[
+    Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_path)] | None,
+    Field(
+        description="Directory that the session works in: below the one that the operator has set "
+        "aside, absolute or relative to it. It must exist. Without it the session gets a private "
+        "one, which goes with it.",
+        examples=["project"],
+    ),
+]
 Stream: TypeAlias = Annotated[
     bool | None, Field(description="Whether to answer with Server-Sent Events.")
 ]
@@ -121,6 +145,7 @@ class QueryRequest(Request):
     model: Model = None
     allowed_tools: AllowedTools = None
     permission_mode: Mode = None
+    cwd: Cwd = None
     stream: Stream = None
     timeout_s: TimeoutS = None
 
@@ -138,6 +163,7 @@ class StartRequest(Request):
     model: Model = None
     allowed_tools: AllowedTools = None
     permission_mode: Mode = None
+    cwd: Cwd = None
     timeout_s: TimeoutS = None
 
 
@@ -168,6 +194,16 @@ class InterruptRequest(Request):
 
 class NoParameters(Request):
     """A request that takes none."""
+
+
+class SessionsParameters(Request):
+    """Whose sessions are listed."""
+
+    owner: str | None = Field(
+        default=None,
+        description="The caller's own when left out. With the role `admin`: any owner's, or `*` "
+        "for everybody's.",
+    )
 
 
 class EventsParameters(BaseModel):
@@ -284,10 +320,11 @@ class SessionReply(Reply):
     active: bool = Field(description="Whether it takes queries, or will again.")
     model: str = Field(description="The model asked for, else the operator's default.")
     state: str = Field(description="Where it is in its life.", examples=["idle"])
+    owner: str = Field(description="Whose it is.", examples=["local"])
 
 
 class SessionsReply(Reply):
-    """The caller's sessions that take queries, oldest first."""
+    """Sessions that take queries, oldest first."""
 
     active_sessions: tuple[str, ...] = Field(examples=[[UUID_EXAMPLE]])
     count: int = Field(examples=[1])

@@ -14,12 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
+from starlette.background import BackgroundTask
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from session_http.frames import CHUNK, PING, StreamFailed, chunks, frame
+from session_http.keys import Validity
 from session_http.problems import refuse
 from session_http.reading import ClientGone
 from session_supervisor import CloseReason, Cursor, Event, Session, State, TurnHandle, events
@@ -108,27 +112,52 @@ class EventStream:
     Attributes:
         session: Whose events.
         cursor: Where to begin.
-        slot: Released when the stream ends.
+        slot: Released when the stream ends; None where nobody counts streams.
         turn: Only this turn's, until its end; None: all, until the session's.
     """
 
     session: Session
     cursor: Cursor
-    slot: Slot
+    slot: Slot | None = None
     turn: TurnHandle | None = None
 
 
-class EventStreamResponse:
-    """Sends an `EventStream`; an ASGI application for one request.
+class EventStreamResponse(Response):
+    """Sends an `EventStream`.
+
+    It is a response like any other of Starlette's, so an embedder's own endpoints may return it,
+    those of FastAPI too.
 
     Args:
         stream: What to send.
-        settings: How it behaves.
+        settings: How it behaves; None for the defaults.
+        validity: Whether the client may go on reading; None: always.
+        status_code: HTTP status of the answer.
+        background: To be run after it.
     """
 
-    def __init__(self, stream: EventStream, settings: StreamSettings) -> None:
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        stream: EventStream,
+        settings: StreamSettings | None = None,
+        validity: Validity | None = None,
+        *,
+        status_code: int = 200,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        # Not the base class's, which makes a body and its length; the same as `StreamingResponse`.
+        self.status_code = status_code
+        self.background = background
+        self.init_headers(HEADERS)
+        self._root_path = ""
         self._stream = stream
-        self._settings = settings
+        self._settings = settings or StreamSettings()
+        self._validity = validity
+        self._revoked = False
+        self._over = False
+        self._scope: anyio.CancelScope | None = None
         self._session_id = stream.session.session_id
         self._sending = asyncio.Lock()
         self._send_began: float | None = None
@@ -136,24 +165,37 @@ class EventStreamResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it to its end, or until the client is gone."""
+        self._root_path = scope.get("root_path", "")
         try:
             await send(
                 {
                     "type": "http.response.start",
-                    "status": 200,
-                    "headers": [(k.encode(), v.encode()) for k, v in HEADERS.items()],
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
                 }
             )
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
                 return
+            if self._validity is not None:
+                self._validity.watch(self._revoke)
+                self._revoked = not self._validity.holds
             async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
                 tasks.start_soon(self._listen, receive, tasks.cancel_scope)
                 tasks.start_soon(self._keep, send, tasks.cancel_scope)
-                await self._pump(send)
+                if not self._revoked:
+                    await self._pump(send)
                 tasks.cancel_scope.cancel()
+            if self._revoked and not self._over:
+                await self._dismiss(send)
         finally:
-            self._stream.slot.release()
+            if self._validity is not None:
+                self._validity.unwatch(self._revoke)
+            if self._stream.slot is not None:
+                self._stream.slot.release()
+        if self.background is not None:
+            await self.background()
 
     # -- what is sent ----------------------------------------------------------------------
 
@@ -166,7 +208,11 @@ class EventStreamResponse:
             except ClientGone:
                 raise
             except Exception:  # a mistake of ours: the client must hear of it in the stream
-                logger.exception("the stream of session %s broke", self._session_id)
+                logger.exception(
+                    "the stream of session %s broke",
+                    self._session_id,
+                    extra={"session_id": self._session_id},
+                )
                 last = self._failed()
             await self._send(send, last, more=False)
         except ClientGone:
@@ -198,21 +244,48 @@ class EventStreamResponse:
             events.Bye(after=after),
             session_id=self._session_id,
             turn_id=None if stream.turn is None else stream.turn.turn_id,
-            seq=after,
+            seq=None,  # it is no event of the log; browsers keep the id that they had
         )
 
     def _failed(self) -> bytes:
         turn = self._stream.turn
         where = "/turns" if turn is None else f"/turns/{turn.turn_id}"
-        return frame(
+        return self._error(
             StreamFailed(
                 message="The server made a mistake in this stream. The turn goes on; look it up at "
-                f"/session/{self._session_id}{where}."
-            ),
+                f"{self._root_path}/session/{self._session_id}{where}."
+            )
+        )
+
+    def _error(self, error: StreamFailed) -> bytes:
+        turn = self._stream.turn
+        return frame(
+            error,
             session_id=self._session_id,
             turn_id=None if turn is None else turn.turn_id,
             seq=None,
         )
+
+    # -- a key that is revoked ---------------------------------------------------------------
+
+    def _revoke(self) -> None:
+        """Stop, between two events: what is being sent is sent to its end."""
+        self._revoked = True
+        if self._scope is not None and not self._sending.locked():
+            self._scope.cancel()
+
+    async def _dismiss(self, send: Send) -> None:
+        """Tell the client why there is no more."""
+        last = self._error(
+            StreamFailed(
+                code="unauthorized",
+                message="The key was revoked. What runs goes on; look it up with another key.",
+                retryable=False,
+            )
+        )
+        # A client that has gone, or reads nothing, is not waited for.
+        with anyio.move_on_after(self._settings.send_timeout_s), suppress(ClientGone):
+            await self._send(send, last, more=False)
 
     # -- sending, and watching over it -------------------------------------------------------
 
@@ -236,6 +309,9 @@ class EventStreamResponse:
                 )
             self._send_began = None
             self._quiet_since = loop.time()
+            self._over = not more
+        if self._revoked and more:
+            raise ClientGone("The client's key was revoked.")
 
     async def _listen(self, receive: Receive, scope: anyio.CancelScope) -> None:
         """End the stream as soon as the client is gone."""
@@ -244,6 +320,7 @@ class EventStreamResponse:
                 pass
         except Exception:  # some servers raise instead; either way nobody listens any more
             logger.debug("receiving ended", exc_info=True)
+        self._over = True
         scope.cancel()
 
     async def _keep(self, send: Send, scope: anyio.CancelScope) -> None:
@@ -274,7 +351,12 @@ class EventStreamResponse:
                         return
                     continue
             await asyncio.sleep(min(due - loop.time(), settings.send_timeout_s))
-        logger.info("a client of session %s reads nothing and was dropped", self._session_id)
+        logger.info(
+            "a client of session %s reads nothing and was dropped",
+            self._session_id,
+            extra={"session_id": self._session_id},
+        )
+        self._over = True
         scope.cancel()
 
 

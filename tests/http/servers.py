@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from hypercorn.config import Config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from session_http.accept import Acceptor
 from session_http.app import App, create_app
 from session_http.credentials import Credentials
+from session_http.keys import Authenticate, anybody
 from session_http.listen import open_sockets
 from session_http.serve import Stop, StopTimes, serve
 from session_http.settings import HttpSettings
+from session_http.wire import ConnectionLimits
 from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.scripted import Script, ScriptedAgent, echo
 
@@ -42,11 +46,14 @@ async def world(
     config: SupervisorConfig | None = None,
     settings: HttpSettings | None = None,
     credentials: Credentials | None = None,
+    authenticate: Authenticate = anybody,
 ) -> AsyncGenerator[World]:
     """Open a supervisor of a scripted agent, and the application on it."""
     agent = agent or ScriptedAgent(script)
     async with Supervisor(agent, config=config) as supervisor:
-        app = create_app(supervisor, credentials=credentials, settings=settings)
+        app = create_app(
+            supervisor, credentials=credentials, settings=settings, authenticate=authenticate
+        )
         yield World(agent=agent, supervisor=supervisor, app=app)
 
 
@@ -85,18 +92,43 @@ class Address:
 
 @asynccontextmanager
 async def on_hypercorn(
-    world: World, *, times: StopTimes | None = None, unread_s: float | None = None
+    world: World,
+    *,
+    times: StopTimes | None = None,
+    unread_s: float | None = None,
+    **options: Any,
 ) -> AsyncGenerator[Address]:
-    """Serve as the command does."""
+    """Serve as the command does; options are those of `serve`."""
     sockets = open_sockets("127.0.0.1", 0, unread_s=unread_s)
     stop = Stop()
     times = times or StopTimes(drain_s=0.0)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve(world.app, world.supervisor, sockets, stop=stop, times=times))
+        tasks.create_task(
+            serve(world.app, world.supervisor, sockets, stop=stop, times=times, **options)
+        )
         try:
             yield Address(host="127.0.0.1", port=sockets[0].getsockname()[1])
         finally:
             stop.wanted.set()
+
+
+@asynccontextmanager
+async def accepting(app: Any, **options: Any) -> AsyncGenerator[Address]:
+    """Serve any ASGI application on our connections; options are those of `Acceptor`."""
+    (listener,) = open_sockets("127.0.0.1", 0)
+    config = Config()
+    config.accesslog = config.errorlog = None
+    limits = options.pop("limits", ConnectionLimits())
+    options = {"most": 100, "tls": None, "http2": True, **options}
+    acceptor = Acceptor(app, config, limits, **options)
+    with listener:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(acceptor.accept(listener, tasks))
+            try:
+                yield Address(host="127.0.0.1", port=listener.getsockname()[1])
+            finally:
+                task.cancel()
+                await acceptor.close(0.2)
 
 
 @asynccontextmanager

@@ -339,7 +339,7 @@ async def test_a_draining_server_takes_no_work_and_is_not_ready() -> None:
 async def test_without_a_credential_work_is_refused_and_everything_else_is_not() -> None:
     found = False
 
-    async def look() -> CredentialState:
+    async def look(_owner: str) -> CredentialState:
         return CredentialState(authenticated=found, hint="Run `claude login`.")
 
     async with api(credentials=Watched(look, interval_s=0.0)) as one:
@@ -470,6 +470,7 @@ async def test_a_drained_server_says_bye_with_the_cursor_to_come_back_with() -> 
         said = parse_stream((await reading).content)
         assert said[-1].type == "bye"
         assert said[-1].data["after"] == said[-2].id
+        assert said[-1].id is None, "it is no event: a browser keeps the id that it had"
 
 
 async def test_a_session_that_is_closed_ends_its_stream_without_a_bye() -> None:

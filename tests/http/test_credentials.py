@@ -19,9 +19,11 @@ class Looks:
         self.found = False
         self.error: Exception | None = None
         self.now = 0.0
+        self.owners: list[str] = []
 
-    async def look(self) -> CredentialState:
+    async def look(self, owner: str) -> CredentialState:
         self.count += 1
+        self.owners.append(owner)
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
@@ -73,3 +75,26 @@ async def test_a_look_that_fails_finds_nothing_and_is_repeated(
     assert "no such program" in caplog.text
     looks.error, looks.found, looks.now = None, True, 11.0
     assert (await watched.state()).authenticated
+
+
+async def test_each_owner_s_is_looked_for_by_itself() -> None:
+    looks = Looks()
+    looks.found = True
+    watched = looks.watched()
+    assert (await watched.state("ada")).authenticated
+    looks.found = False
+    assert not (await watched.state("ben")).authenticated
+    assert (await watched.state("ada")).authenticated
+    assert looks.owners == ["ada", "ben"]
+
+
+async def test_no_number_of_owners_fills_the_memory() -> None:
+    looks = Looks()
+    looks.found = True
+    watched = looks.watched()
+    for number in range(1_001):
+        await watched.state(str(number))
+    await watched.state("1000")
+    assert looks.count == 1_001
+    await watched.state("0")
+    assert looks.owners[-1] == "0"

@@ -19,6 +19,7 @@ from tests.http.contract import the_contract
 
 DOCUMENT: dict[str, Any] = document(OPERATIONS)
 DESCRIBED = [row for row in OPERATIONS if row.described]
+READ_TURN = {"get_turn": ["session_id", "turn_id"]}
 
 
 def test_it_is_valid_openapi_3_1() -> None:
@@ -108,3 +109,19 @@ def test_the_judge_of_answers_rejects_what_is_not_described() -> None:
         contract.check_value({"detail": "no"}, "ProblemReply")
     with pytest.raises(AssertionError):
         contract.check_value({"type": "text"}, "SessionEvent")
+
+
+def test_what_can_be_done_next_is_linked_by_ids_that_the_answer_always_has() -> None:
+    def links(path: str) -> dict[str, list[str]]:
+        found = DOCUMENT["paths"][path]["post"]["responses"]["200"]["links"]
+        return {name: list(link["parameters"]) for name, link in found.items()}
+
+    session = ["get_session", "list_turns", "session_events"]
+    assert links("/query") == {**{key: ["session_id"] for key in session}, **READ_TURN}
+    steered = [*session, "session_query", "interrupt", "close"]
+    assert links("/session/start") == {key: ["session_id"] for key in steered}
+    assert links("/session/{session_id}/query") == {
+        **{key: ["session_id"] for key in steered},
+        **READ_TURN,
+    }
+    assert "links" not in DOCUMENT["paths"]["/session/{session_id}"]["delete"]["responses"]["200"]

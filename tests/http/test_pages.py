@@ -16,6 +16,7 @@ from starlette.routing import Mount
 
 from session_http.app import App
 from session_http.operations import OPERATIONS
+from tests.http.keyring import Keys
 from tests.http.servers import on_uvicorn, world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -73,3 +74,19 @@ async def test_a_page_shows_every_operation_also_below_a_mount_point(
             assert row.summary in shown, f"{page} does not show {row.summary!r}"
     problems = [line for line in console if re.search("refused|failed|error", line, re.IGNORECASE)]
     assert not problems
+
+
+async def test_with_keys_the_page_to_try_things_out_takes_one(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    keys.add("ann")
+    shown: dict[bool, str] = {}
+    async with (
+        world() as open_to_all,
+        world(authenticate=keys.ring.authenticate) as with_keys,
+        on_uvicorn(open_to_all) as without,
+        on_uvicorn(with_keys) as address,
+    ):
+        for where in (without, address):
+            profile = tmp_path / str(where.port)
+            shown[where is address], _ = await browse(f"{where.url}/docs", profile)
+    assert {name: "Authorize" in page for name, page in shown.items()} == {True: True, False: False}

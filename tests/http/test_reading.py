@@ -77,6 +77,25 @@ def test_any_bytes_are_a_request_or_a_clean_refusal(raw: bytes) -> None:
     assert status in (200, 400)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt": "a", "prompt": "b"}',
+        b'{"prompt": "a", "\\u0070rompt": "b"}',
+        b'{"prompt": "a", "stream": true, "prompt": "a"}',
+    ],
+)
+def test_a_field_given_twice_is_named(raw: bytes) -> None:
+    assert refusal(raw) == ("invalid_request", "prompt: is given more than once")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_called_one(encoding: str) -> None:
+    code, detail = refusal('{"prompt": "a"}'.encode(encoding))
+    assert code == "malformed_json"
+    assert "byte order mark" in detail
+
+
 def test_an_optional_body_may_be_missing() -> None:
     assert read_model(InterruptRequest, b"", Source.OPTIONAL_BODY) == InterruptRequest()
 
@@ -149,6 +168,7 @@ async def test_a_body_is_joined_from_its_pieces() -> None:
             "unsupported_media_type",
         ),
         ({"content-length": "11", "content-type": "application/json"}, "payload_too_large"),
+        ({**JSON, "content-encoding": "gzip"}, "unsupported_media_type"),
     ],
 )
 async def test_a_body_that_will_not_do_is_refused_unread(
@@ -175,6 +195,19 @@ async def test_a_body_of_unknown_length_is_cut_off_when_it_is_too_long() -> None
     with pytest.raises(ProblemError) as caught:
         await one.read()
     assert caught.value.problem.code == "payload_too_large"
+
+
+@pytest.mark.parametrize("second", [{}, {"content-length": "2"}])
+def test_a_body_may_not_end_in_two_ways(second: dict[str, str]) -> None:
+    one = body(headers={**JSON, **second})
+    if not second:
+        one.check_framing()
+        return
+    with pytest.raises(ProblemError) as caught:
+        one.check_framing()
+    assert caught.value.problem.code == "invalid_request"
+    # Nothing more may be read from such a connection.
+    assert caught.value.problem.headers == {"connection": "close"}
 
 
 @pytest.mark.anyio
