@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from session_http import options, toml
 from session_http.frames import BODIES
 from session_http.openapi import document
 from session_http.operations import OPERATIONS, Operation
@@ -205,6 +206,38 @@ def _problems(_subject: str) -> str:
     return _table(("Status", "Code", "Meaning", "Can end a turn"), rows)
 
 
+# -- the command ---------------------------------------------------------------------------------
+
+
+def _options(subject: str) -> str:
+    """Tell the settings of one group."""
+    rows = [
+        (
+            f"`{one.name}`" if one.flag else "none",
+            _flags(one),
+            f"`{one.variable}`",
+            one.default,
+            one.description,
+        )
+        for one in options.settings().values()
+        if one.about.group == subject
+    ]
+    return _table(("Key", "Option", "Variable", "Default", "Meaning"), rows)
+
+
+def _flags(one: options.Setting) -> str:
+    if not one.flag:
+        return "none"
+    if one.is_switch:
+        return f"`{one.flag}`, `{one.opposite}`"
+    value = f"`{one.flag} {one.about.metavar}`"
+    return f"{value}, repeatable" if one.repeatable else value
+
+
+def _config_example(_subject: str) -> str:
+    return f"```toml\n{toml.example()}```"
+
+
 BLOCKS: Mapping[str, Callable[[str], str]] = {
     "lifecycle": _diagram,
     "members": _members,
@@ -216,6 +249,8 @@ BLOCKS: Mapping[str, Callable[[str], str]] = {
     "fields": _fields,
     "events": _events,
     "problems": _problems,
+    "options": _options,
+    "config-example": _config_example,
 }
 """What makes each part, by the first word of its name."""
 

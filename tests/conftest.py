@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 PROC = Path("/proc")
 # Every process that the tests start inherits this, and keeps it when its parent is gone: it tells
@@ -24,6 +25,9 @@ GRACE = 2.0  # seconds that an ended test's processes and sockets have to be gon
 FAILED = pytest.StashKey[bool]()
 
 os.environ[MARKER] = f"{os.getpid()}-{uuid.uuid4()}"
+
+# `--hypothesis-profile=long` looks further, where a test does not say itself how far.
+settings.register_profile("long", max_examples=1_000)
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import pytest
 from docs.generate import ROOT, block, generated, main, pages
 from pydantic import BaseModel
-from starlette.testclient import TestClient
 
 from session_http.cli import main as command
+from session_http.configuration import GROUPS, ServerSettings
 from session_http.operations import OPERATIONS, Operation
+from session_http.options import settings
 from session_http.reading import Source
+from session_http.sources import load
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in pages()}
 TEXTS = {**PAGES, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text()}
@@ -177,12 +179,54 @@ def test_every_request_of_an_example_is_one_that_the_server_takes(request_: Requ
 # Options
 
 
-def test_every_option_of_the_server_is_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+def flags(capsys: pytest.CaptureFixture[str]) -> set[str]:
     with pytest.raises(SystemExit):
         command(["serve", "--help"])
-    there = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    return set(re.findall(r"^  (--\S+)", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_every_option_of_the_server_is_on_the_page_of_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there = {flag.replace("[no-]", "") for flag in flags(capsys)}
+    assert len(there) > 40
+    page = PAGES["docs/configuration.md"]
+    described = set(re.findall(r"^\| `\w+` \| `(--[a-z0-9-]+)", page, re.MULTILINE))
+    assert described == there - {"--config"}
+    assert "`--config FILE`" in page
+    for group in GROUPS:
+        assert f"<!-- generated: options {group} -->" in page
+
+
+def test_the_options_in_the_readme_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    there = flags(capsys)
     table = PAGES["README.md"].partition("## Configuration")[2].partition("## Development")[0]
-    assert set(re.findall(r"^\| `(--[a-z-]+)` \|", table, re.MULTILINE)) == there
+    rows = re.findall(r"^\| `(--[a-z-]+)` \| `(\w+)` \|", table, re.MULTILINE)
+    assert len(rows) >= 8
+    for flag, variable in rows:
+        assert flag in there or f"--[no-]{flag[2:]}" in there
+        assert variable == f"SESSION_SUPERVISOR_{flag[2:].replace('-', '_').upper()}"
+
+
+def example_file() -> str:
+    """The file of the page, with every key in force."""
+    page = PAGES["docs/configuration.md"]
+    (found,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return re.sub(r"^#(?=\w)", "", found, flags=re.MULTILINE)
+
+
+def test_the_example_file_has_every_key_and_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "server.toml"
+    file.write_text(example_file())
+    loaded = load({}, config=file)
+    assert set(loaded.origins) == set(ServerSettings.model_fields) - {"api_keys"}
+    defaults = ServerSettings()
+    for name, one in settings().items():
+        if one.flag and one.about.example is None:
+            assert getattr(loaded.settings, name) == getattr(defaults, name), name
 
 
 # Examples
@@ -199,17 +243,26 @@ def test_the_embedding_example_is_the_one_of_the_pages() -> None:
         assert source.endswith(code_blocks(page)[0])
 
 
-@pytest.mark.parametrize("number", range(1, len(code_blocks("docs/embedding.md"))))
+QUOTED = re.findall(r"<!-- generated: example (\S+) -->", PAGES["docs/embedding.md"])
+OF_THE_PAGE = [
+    code
+    for code in code_blocks("docs/embedding.md")
+    if not any((ROOT / "examples" / name).read_text().endswith(code) for name in QUOTED)
+]
+
+
+def test_every_example_of_embedding_is_quoted() -> None:
+    # And each of them is run as a program, on the real CLI, in tests/e2e.
+    assert set(QUOTED) == {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert len(OF_THE_PAGE) == len(code_blocks("docs/embedding.md")) - len(QUOTED) > 0
+
+
+@pytest.mark.parametrize("number", range(len(OF_THE_PAGE)))
 def test_the_examples_of_embedding_run(number: int) -> None:
-    code = code_blocks("docs/embedding.md")[number]
+    code = OF_THE_PAGE[number]
     assert "ScriptedAgent" in code
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code, f"docs/embedding.md, block {number}", "exec", dont_inherit=True), names)
-    if "app" in names:
-        with TestClient(names["app"], base_url="http://localhost") as client:
-            answer = client.post("/agents/query", json={"prompt": "Hello."})
-            assert answer.json()["response"] == "You said: Hello."
-            assert client.get("/agents/docs").status_code == 200
 
 
 # Rooms

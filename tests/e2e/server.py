@@ -80,11 +80,17 @@ class Server:
 
 @contextmanager
 def running_server(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, files: int | None = None
 ) -> Generator[Server]:
     """Run `session-supervisor serve` for a while.
 
     Stopped at the end, unless the test has done so; it must end well.
+
+    Args:
+        folder: Holds its home, its temporary files and its log.
+        arguments: Of the command.
+        env: More variables of its environment.
+        files: Most file descriptors that it may have; None: as many as we.
     """
     home, temporary = folder / "home", folder / "tmp"
     home.mkdir(parents=True)
@@ -103,7 +109,10 @@ def running_server(
     with (
         (folder / "stderr").open("w") as stderr,
         subprocess.Popen(
-            [sys.executable, "-m", "session_http", "serve", *arguments],
+            [
+                *(() if files is None else ("prlimit", f"--nofile={files}:{files}")),
+                *(sys.executable, "-m", "session_http", "serve", *arguments),
+            ],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,

@@ -30,7 +30,8 @@ pytestmark = [
 ]
 
 OUTSIDE = "is outside of the session's directory"
-UNREAD = "has not been read yet"
+BLOCKED = "This path is outside the working directories"
+"""What the CLI says by itself, before it asks us."""
 MODES: tuple[PermissionMode, ...] = ("default", "acceptEdits", "bypassPermissions")
 FILE_TOOLS = ("Read", "Write", "Edit", "NotebookEdit", "Glob", "Grep")
 NOTEBOOK: dict[str, JsonValue] = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
@@ -112,9 +113,9 @@ async def test_no_file_tool_leaves_the_session_s_directory_in_any_permission_mod
                 turn = await talk.ask(f"{call} [[say Well.]]")
                 ((failed, text),) = results(turn)
                 assert failed
-                # What has not been read cannot be edited: the CLI asks only after its own checks.
-                assert UNREAD in text or OUTSIDE in text
-                assert denied(turn) == ([] if UNREAD in text else [turn.of(ToolStarted)[0].name])
+                # Nothing of what is there is told, whoever says no.
+                assert BLOCKED in text or OUTSIDE in text
+                assert denied(turn) == [turn.of(ToolStarted)[0].name]
                 assert turn.blocks == ["Well."]
                 assert turn.end.failure is None
         for path in ("../outside/file", "~/.bashrc", "/etc/passwd", "/proc/version"):

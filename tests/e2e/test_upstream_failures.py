@@ -88,6 +88,9 @@ def agrees(client: Client, path: str, got: Streamed) -> str:
         ("status=400", "upstream_invalid_request", False),
         ('status=400 message="Your credit balance is too low"', "billing", False),
         ("status=404", "model_not_found", False),
+        ("status=413", "context_full", False),
+        ('status=400 message="prompt is too long: 9 tokens > 8 maximum"', "context_full", False),
+        ('status=400 message="image exceeds 5 MB maximum"', "upstream_invalid_request", False),
     ],
 )
 def test_an_error_of_the_upstream_is_a_typed_error_of_the_turn(
