@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MOST_CONNECTIONS = 10_000
 
 TURNED_AWAY = 64
-"""Connections at a time that are turned away with an answer; any others are just closed."""
+"""Connections at a time that are turned away with time to read why; any others are told and cut."""
 
 ANSWER_S = 1.0
 """Seconds for a client that is turned away to read why."""
@@ -95,7 +95,7 @@ class Acceptor:
                 client, _ = await loop.sock_accept(listener)
             except OSError as error:
                 if error.errno in _OUT_OF_FILES:
-                    await self._do_without_files(listener, error)
+                    await self._do_without_files(listener, group, error)
                 else:  # it was gone before we came to it
                     logger.debug("a connection was not accepted: %r", error)
                 continue
@@ -106,7 +106,7 @@ class Acceptor:
             elif self._turned_away < TURNED_AWAY:
                 group.create_task(self._turn_away(client))
             else:
-                client.close()
+                self._dismiss(client)
             # A crowd at the door must not keep those inside from being served.
             await asyncio.sleep(0)
 
@@ -118,7 +118,7 @@ class Acceptor:
         """
         await self._context.terminated.set()
         for connection in tuple(self._connections):
-            await connection.finish()
+            connection.finish()
         if self._open:
             await asyncio.wait(self._open, timeout=within_s)
         for connection in self._connections:
@@ -189,46 +189,75 @@ class Acceptor:
         finally:
             self._turned_away -= 1
             client.close()
+            self._spare.take()  # at once, or a connection would have what it was lent
 
-    async def _do_without_files(self, listener: socket.socket, error: OSError) -> None:
-        """Out of file descriptors: turn one client away by means of the spare one."""
+    def _dismiss(self, client: socket.socket) -> None:
+        """Say so without waiting; whoever has not asked yet may only see that it is cut off."""
+        with client, contextlib.suppress(OSError):
+            if self._tls is None:
+                client.setblocking(False)
+                client.send(_no_room())
+                client.shutdown(socket.SHUT_WR)
+                # What is left unread would have the kernel take the answer back.
+                client.recv(65_536)
+
+    async def _do_without_files(
+        self, listener: socket.socket, group: asyncio.TaskGroup, error: OSError
+    ) -> None:
+        """Out of file descriptors: turn one client away by means of a spare one."""
         self._spare.complain(error)
+        client: socket.socket | None = None
         if self._spare.give_up():
             with contextlib.suppress(OSError):
                 client, _ = listener.accept()
-                await self._turn_away(client)
+        if client is not None and self._spare.is_left:
+            group.create_task(self._turn_away(client))
+            return
+        if client is not None:  # the last one is for those whom nobody waits for
+            self._dismiss(client)
         self._spare.take()
+        # The error says nothing of whether anybody is at the door.
         await asyncio.sleep(0.01)
 
 
 class _Spare:
-    """A file descriptor that is kept for when there is no other, and how it is spoken of."""
+    """File descriptors that are kept for when there are no others, and how it is spoken of.
 
+    Several, because a client takes its time to read why it is turned away.
+    """
+
+    MOST = 4
     EVERY_S = 10.0
 
     def __init__(self) -> None:
-        self._file: int | None = None
+        self._files: list[int] = []
+        self._most = self.MOST
         self._complained = float("-inf")
         self.take()
 
+    @property
+    def is_left(self) -> bool:
+        """Whether there is one."""
+        return bool(self._files)
+
     def take(self) -> None:
-        """Have one again, if there is any."""
-        if self._file is None:
-            with contextlib.suppress(OSError):
-                self._file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        """Have all of them again, as far as there are any."""
+        with contextlib.suppress(OSError):
+            while len(self._files) < self._most:
+                self._files.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
     def give_up(self) -> bool:
-        """Free it for a moment; return whether there was one."""
-        if self._file is None:
+        """Free one for a moment; return whether there was one."""
+        if not self._files:
             return False
-        self.close()
+        os.close(self._files.pop())
         return True
 
     def close(self) -> None:
-        """Free it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Free them, for good."""
+        self._most = 0
+        while self.give_up():
+            pass
 
     def complain(self, error: OSError) -> None:
         """Log it, though not each time."""

@@ -208,7 +208,10 @@ class App:
                 # Too late for an answer; the server closes the connection, so nobody takes what
                 # there is for a whole one.
                 raise
-            await _answer_early(problem.response(), body, scope, respond)
+            try:
+                await _answer_early(problem.response(), body, scope, respond)
+            except* ClientGone:
+                logger.debug("a client did not wait for its refusal")
 
 
 async def _answer_early(response: Response, body: Body, scope: Scope, send: Send) -> None:

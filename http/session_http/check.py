@@ -24,6 +24,7 @@ from session_http import parts, version
 from session_http.accept import connections_for
 from session_http.findings import Finding, as_json_text, failed, table
 from session_http.listen import CannotListen, close_all, open_sockets
+from session_http.memory import available_memory
 from session_http.parts import CannotServe
 from session_http.program import connected_agent
 from session_http.serve import raise_file_limit, run
@@ -112,7 +113,6 @@ async def _started(configuration: Configuration) -> list[Finding]:
             )
         except CannotServe as error:
             return [Finding(name="Claude Code", status="fail", detail=str(error))]
-        stack.push_async_callback(agent.aclose)
         return [
             await _start(configuration, agent, cwd),
             await _credential(configuration, agent),
@@ -349,7 +349,7 @@ def files(configuration: Configuration) -> Iterator[Finding]:
 
 def memory(configuration: Configuration) -> Iterator[Finding]:
     """Look whether so many processes have room."""
-    available = _available_memory()
+    available = available_memory()
     if available is None:
         return
     most = configuration.settings.max_live
@@ -372,24 +372,6 @@ def user(_: Configuration) -> Iterator[Finding]:
             detail="root: what sessions run with Bash, they run as root",
             advice="Run the server as a user of its own.",
         )
-
-
-# -- the machine ---------------------------------------------------------------------------------
-
-
-def _available_memory() -> int | None:
-    """Return the bytes that can be had without swapping, within the container's limit."""
-    found: list[int] = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [int(one.split()[1]) * 1024 for one in lines if one.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")
-            found.append(max(0, int(limit) - int(used)))
-    except (OSError, ValueError):  # no Linux, or no such limit
-        pass
-    return min(found) if found else None
 
 
 def _size(count: int) -> str:

@@ -15,7 +15,7 @@ from typing import cast
 
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError
+from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from hypercorn.typing import ConnectionState, WorkerContext
 
 from session_http.http1 import Http1
@@ -92,10 +92,9 @@ class Connection:
                     await self._writer.wait_closed()
             self._transport.abort()
 
-    async def finish(self) -> None:
-        """End it as soon as nothing is being answered; the server ends."""
-        if self._idle and not self._ending and self._reading is not None:
-            await self._protocol.expire(partial=False)
+    def finish(self) -> None:
+        """Begin to end it, unless something is being answered; the server ends."""
+        self._expire(partial=False)
 
     def abort(self) -> None:
         """End it at once."""
@@ -141,21 +140,10 @@ class Connection:
         try:
             await self._protocol.handle(RawData(data=data))
         except H2ProtocolAssumedError as error:
-            await self._become_http2(error.data)
-        except H2CProtocolRequiredError as error:
-            await self._become_http2(error.data, error.headers, error.settings)
-
-    async def _become_http2(
-        self,
-        data: bytes,
-        headers: list[tuple[bytes, bytes]] | None = None,
-        settings: bytes | None = None,
-    ) -> None:
-        assert self._group is not None
-        protocol = self._protocol = Http2(self._wire(self._group))
-        await protocol.initiate(headers, settings)
-        if data:
-            await protocol.handle(RawData(data=data))
+            assert self._group is not None
+            self._protocol = Http2(self._wire(self._group))
+            await self._protocol.initiate()
+            await self._protocol.handle(RawData(data=error.data))
 
     # -- what goes --------------------------------------------------------------------------
 
@@ -212,8 +200,17 @@ class Connection:
             self._timer = self._loop.call_at(now + self._limits.idle_s, self._look)
         elif now < self._due:
             self._timer = self._loop.call_at(self._due, self._look)
-        elif self._group is not None and self._reading is not None:
-            self._group.create_task(self._protocol.expire(partial=self._partial))
+        else:
+            self._expire(partial=self._partial)
+
+    def _expire(self, *, partial: bool) -> None:
+        # In a task: a client that does not read can hold up what is still to be said.
+        if self._group is not None and self._reading is not None and not self._reading.done():
+            self._group.create_task(self._end_idle(partial=partial))
+
+    async def _end_idle(self, *, partial: bool) -> None:
+        if self._idle and not self._ending:  # a request may have come since
+            await self._protocol.expire(partial=partial)
 
     def _end(self) -> None:
         """Send no more, and close once the client has read what was sent."""
@@ -222,7 +219,8 @@ class Connection:
         self._ending = True
         self._timer.cancel()
         if self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the client is gone, and we are about to hear of it
+                self._transport.write_eof()
         else:
             self._transport.close()
         self._timer = self._loop.call_later(

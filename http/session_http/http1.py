@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import re
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import h11
 from hypercorn.events import Closed, RawData
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import H11SendableEvent
 
 from session_http.encoding import dump
@@ -17,11 +16,13 @@ from session_http.inbox import Calls, Inbox
 from session_http.problems import Problem
 from session_http.wire import Wire
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+"""What a client that assumes HTTP/2 begins with, as far as it looks like a request."""
+
 MOST_WAITING = 64 * 1024
 """Bytes of a body that may wait for the application before no more is read from the client."""
 
-SETTING = 6
-"""Bytes of one HTTP/2 setting."""
+_URL = re.compile(rb"(?i:https?)://(?P<host>[^/?#]*)(?P<rest>[^#]*).*")
 
 
 class Http1(H11Protocol):
@@ -63,12 +64,15 @@ class Http1(H11Protocol):
         await super()._create_stream(_plain(request))
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """Change to HTTP/2 where the client assumes it, or offers it properly, and it may.
+        """Change to HTTP/2 where the client assumes it, and it may.
 
-        Over TLS the handshake has decided. An offer may be ignored, and so a faulty one is.
+        Over TLS the handshake has decided. Offers (`Upgrade: h2c`) are ignored, as RFC 9113 has it:
+        a proxy that passes one on sees nothing of what comes after, and its rules hold for none of
+        it.
         """
-        if self._http2 and not self.ssl and (event.method == b"PRI" or _offers_http2(event)):
-            await super()._check_protocol(event)
+        is_preface = event.method == b"PRI" and event.http_version == b"2.0"
+        if is_preface and event.target == b"*" and self._http2 and not self.ssl:
+            raise H2ProtocolAssumedError(PREFACE + self.connection.trailing_data[0])
 
     def _new_inbox(self) -> Inbox:
         return Inbox(most=MOST_WAITING, asked=self._permit)
@@ -104,14 +108,11 @@ class Http1(H11Protocol):
             (b"connection", b"close"),
             *self.config.response_headers("h11"),
         ]
-        data = [
-            self.connection.send(event)
-            for event in (
-                h11.Response(status_code=problem.status, headers=headers),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            )
-        ]
+        response = h11.Response(status_code=problem.status, headers=headers)
+        # What is wrong may be behind a request that is being answered.
+        is_head = isinstance(self.stream, HTTPStream) and self.stream.scope["method"] == "HEAD"
+        content = () if is_head else (h11.Data(data=body),)
+        data = [self.connection.send(one) for one in (response, *content, h11.EndOfMessage())]
         await self.send(RawData(data=b"".join(data)))
 
 
@@ -123,11 +124,11 @@ def _plain(request: h11.Request) -> h11.Request:
     something that is no HTTP.
     """
     target, headers = request.target, list(request.headers)
-    if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-        url = urlsplit(target)
-        target = (url.path or b"/") + (b"?" + url.query if url.query else b"")
+    if (url := _URL.fullmatch(target)) is not None:
+        # Not by `urlsplit`, which raises for hosts that cannot be: whether one may is not for here.
+        target = b"/" + url["rest"].removeprefix(b"/")
         headers = [(name, value) for name, value in headers if name != b"host"]
-        headers.insert(0, (b"host", url.netloc))
+        headers.insert(0, (b"host", url["host"]))
     headers = [
         (name, value)
         for name, value in headers
@@ -138,14 +139,3 @@ def _plain(request: h11.Request) -> h11.Request:
     return h11.Request(
         method=request.method, target=target, headers=headers, http_version=request.http_version
     )
-
-
-def _offers_http2(request: h11.Request) -> bool:
-    values = [value for name, value in request.headers if name == b"http2-settings"]
-    if len(values) != 1:
-        return False
-    try:
-        settings = base64.b64decode(values[0] + b"=" * (-len(values[0]) % 4), b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        return False
-    return len(settings) % SETTING == 0

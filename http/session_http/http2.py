@@ -97,25 +97,14 @@ class Http2:
         self._turn = asyncio.Event()
         self._over = False
 
-    async def initiate(self, headers: Headers | None = None, settings: bytes | None = None) -> None:
-        """Begin.
-
-        Args:
-            headers: Of the HTTP/1.1 request that offered the change; it is answered first.
-            settings: That it carried.
-        """
-        if settings is None:
-            self._h2.initiate_connection()
-        else:
-            self._h2.initiate_upgrade_connection(settings)
+    async def initiate(self) -> None:
+        """Begin."""
+        self._h2.initiate_connection()
         self._h2.increment_flow_control_window(
             CONNECTION_WINDOW - self._h2.inbound_flow_control_window
         )
         self._wire.group.create_task(self._take_turns())
         await self._wire.send(Updated(idle=True))
-        if headers is not None:
-            await self._begin(1, headers)
-            await self._body_ended(1)
         await self._flush()
 
     async def expire(self, *, partial: bool) -> None:
@@ -298,8 +287,9 @@ class Http2:
             await self._end(h2.errors.ErrorCodes.NO_ERROR)
 
     async def _drop(self, stream: _Stream) -> None:
-        """Forget a stream, and let nobody wait for it."""
-        del self._streams[stream.number]
+        """Forget a stream, and let nobody wait for it; again does no harm."""
+        if self._streams.pop(stream.number, None) is None:
+            return
         stream.done()
         await stream.http.handle(StreamClosed(stream_id=stream.number))
         if stream.inbox.untaken and not self._over:

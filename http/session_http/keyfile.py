@@ -194,17 +194,22 @@ def load(path: Path) -> tuple[Key, ...]:
     try:
         text = path.read_text(encoding="utf-8")
         mode = path.stat().st_mode & 0o777
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+    except FileNotFoundError as error:
         raise KeyFileError(
-            f"{path}: the keys cannot be read: {reason}. `session-supervisor keys new --owner NAME "
-            f"--keys {path}` makes the file."
+            f"{path}: the keys cannot be read: {error.strerror}. `session-supervisor keys new "
+            f"--owner NAME --keys {path}` makes the file."
         ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"{path}: the keys cannot be read: {_why(error)}.") from error
     if mode & 0o077:
         logger.warning(
             "%s has the mode %04o, so others may read or change the keys; chmod 600 it.", path, mode
         )
     return parse(text, source=str(path))
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str | None:
+    return error.strerror if isinstance(error, OSError) else "it is not UTF-8"
 
 
 def refuse_duplicates(keys: Iterable[Key], *, source: str) -> None:
@@ -315,8 +320,8 @@ def append(path: Path, key: Key) -> None:
             text = f"{old.rstrip()}\n\n{render(key)}"
             parse(text, source=str(path))
             replacing.replace(path, text)
-    except OSError as error:
-        raise KeyFileError(f"{path}: the key cannot be added: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"{path}: the key cannot be added: {_why(error)}.") from error
 
 
 def make_first(path: Path) -> FirstKey | None:

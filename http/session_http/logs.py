@@ -44,6 +44,9 @@ keys in them at `debug`: of them there are warnings and worse, at any level."""
 access = logging.getLogger("session_http.access")
 """Says one line of every request, when it has been answered."""
 
+_PROBES = frozenset({"/health", "/ready"})
+"""What is asked every few seconds, and only worth a line above `debug` when all is not well."""
+
 GONE = 499
 """Status, in the log, of a request whose client did not wait for the answer."""
 
@@ -92,7 +95,9 @@ class Request:
 
     def tell(self) -> None:
         """Log its line."""
-        if not access.isEnabledFor(logging.INFO):
+        is_probe = self.path in _PROBES and self.status == 200
+        level = logging.DEBUG if is_probe else logging.INFO
+        if not access.isEnabledFor(level):
             return
         fields: dict[str, object] = {
             "request_id": self.request_id,
@@ -104,7 +109,9 @@ class Request:
         for name in ("owner", "key_id", "session_id", "turn_id"):
             if value := getattr(self, name):
                 fields[name] = value
-        access.info("%s %s %s", fields["method"], fields["path"], fields["status"], extra=fields)
+        access.log(
+            level, "%s %s %s", fields["method"], fields["path"], fields["status"], extra=fields
+        )
 
 
 _REQUEST: ContextVar[Request | None] = ContextVar("request", default=None)

@@ -273,7 +273,7 @@ def agent(
             allow_bypass_permissions=settings.allow_bypass_permissions,
             confine_files=settings.confine_files,
             extra_dirs=settings.extra_dirs,
-            hidden_dirs=(*_own_files(configuration, workspace), *settings.hidden_dirs),
+            hidden_dirs=(*_own_files(configuration, workspace, state), *settings.hidden_dirs),
             sandbox=settings.sandbox,
         )
     except ValueError as error:
@@ -292,12 +292,13 @@ def leave_the_network() -> None:
             del os.environ[name]
 
 
-def _own_files(configuration: Configuration, workspace: Path) -> list[Path]:
+def _own_files(configuration: Configuration, workspace: Path, state: Path) -> list[Path]:
     """Return what no session may look at."""
     settings = configuration.settings
     found = [workspace]
     if settings.has_keys:
-        found.append(settings.state_dir)
+        # Owners have theirs in `state`, which is another one for the offline model.
+        found += [settings.state_dir, state]
     if settings.keys is not None:
         found += [settings.keys, settings.keys.with_name(keyfile.FIRST_KEY_FILE)]
     if settings.tls_key is not None:

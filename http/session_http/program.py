@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +28,16 @@ from session_http.tls import BadCertificate, Tls
 from session_supervisor import Down, Missed, Restarted, Supervisor
 from session_supervisor.agents.claude import ClaudeAgent
 from session_supervisor.agents.claude.credentials import in_environment
+from session_supervisor.messages import CloseReason
 
 logger = logging.getLogger(__name__)
 
+_STDIN = 0
+
+NO_CREDENTIAL = (
+    "There is no Claude credential for this owner. The operator must set ANTHROPIC_API_KEY or "
+    "CLAUDE_CODE_OAUTH_TOKEN, or log in with the CLAUDE_CONFIG_DIR that the owner's sessions have."
+)
 TRY_OFFLINE = "To try the server without one: session-supervisor serve --offline."
 
 
@@ -82,7 +89,7 @@ async def _serve(
     stop = Stop()
     async with AsyncExitStack() as stack:
         stack.enter_context(stopped_by_signals(stop))
-        stack.enter_context(_reloaded_by_hangup(ring, tls))
+        stack.enter_context(_reloaded_by_hangup(ring, tls, stop))
         sockets = open_sockets(settings.host, settings.port, unread_s=settings.send_timeout)
         for one in sockets:
             stack.callback(one.close)
@@ -102,7 +109,7 @@ async def _serve(
         async with asyncio.TaskGroup() as tasks:
             beside = [
                 tasks.create_task(_warm_up(agent, credentials, configuration), name="warm up"),
-                tasks.create_task(_tell_of_crashes(supervisor), name="notices"),
+                tasks.create_task(tell_of_crashes(supervisor), name="notices"),
             ]
             await serve(
                 app,
@@ -134,7 +141,8 @@ async def connected_agent(
     """
     if not configuration.settings.offline:
         agent = parts.agent(configuration, workspace=workspace, state_dir=state_dir)
-        yield agent, Watched(partial(_look, agent))
+        async with aclosing(agent):
+            yield agent, Watched(partial(_look, agent, configuration))
         return
 
     from session_http.offline import OfflineModel
@@ -146,10 +154,19 @@ async def connected_agent(
         async with OfflineModel() as model:
             offline = parts.Offline(env=dict(model.environment()), config_dir=Path(config_dir))
             agent = parts.agent(configuration, workspace=workspace, offline=offline)
-            yield agent, Assumed(offline=True)
+            async with aclosing(agent):
+                yield agent, Assumed(offline=True)
 
 
-async def _look(agent: ClaudeAgent, owner: str) -> CredentialState:
+async def _look(agent: ClaudeAgent, configuration: Configuration, owner: str) -> CredentialState:
+    settings = configuration.settings
+    if settings.has_keys and not parts.owners_directory(settings.state_dir, owner).is_dir():
+        # Nobody can have logged in there. To ask Claude Code would make it, even for a name that
+        # is no owner's.
+        common = in_environment(os.environ)
+        if common is None:
+            return CredentialState(authenticated=False, hint=f"{NO_CREDENTIAL} {TRY_OFFLINE}")
+        return CredentialState(authenticated=True, source=common.detail)
     found = await agent.find_credential(owner)
     return CredentialState(
         authenticated=found.found,
@@ -162,16 +179,24 @@ async def _look(agent: ClaudeAgent, owner: str) -> CredentialState:
 
 
 @contextmanager
-def _reloaded_by_hangup(ring: KeyRing | None, tls: Tls | None) -> Generator[None]:
+def _reloaded_by_hangup(ring: KeyRing | None, tls: Tls | None, stop: Stop) -> Generator[None]:
     """Let SIGHUP read keys and certificate anew, while the context is open.
 
     What cannot be used changes nothing: the log says why, and what was read before goes on to hold.
+    Where the server was started at a terminal that is gone now, the signal means what it always
+    did: it stops.
     """
     if sys.platform == "win32":
         yield
         return
 
+    at_terminal = os.isatty(_STDIN)
+
     def reload() -> None:
+        if at_terminal and not os.isatty(_STDIN):
+            if not stop.wanted.is_set():  # the shell may say it as well as the kernel
+                stop.ask()
+            return
         if ring is not None:
             try:
                 ring.reload()
@@ -225,7 +250,7 @@ async def _warm_up(
         logger.exception("claude-agent-sdk cannot be imported")
 
 
-async def _tell_of_crashes(supervisor: Supervisor) -> None:
+async def tell_of_crashes(supervisor: Supervisor) -> None:
     """Log what the operator may want to look into; what processes said is not for logs."""
     async with supervisor.monitor() as monitor:
         async for notice in monitor:
@@ -238,7 +263,8 @@ async def _tell_of_crashes(supervisor: Supervisor) -> None:
                         extra={"session_id": notice.session_id},
                     )
                     logger.debug("it crashed: %s", notice.cause)
-                case Down(failure=str() as failure):
+                # Not again when a session that had failed is closed.
+                case Down(reason=None | CloseReason.FAULT, failure=str() as failure):
                     logger.error(
                         "a session failed",
                         extra={"session_id": notice.session_id, "owner": notice.owner},

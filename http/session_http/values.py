@@ -89,6 +89,8 @@ def _no_keys(value: object) -> object:
             SECRET,
             "it holds keys, and should name the file that does; keys themselves go to api_keys",
         )
+    if isinstance(value, list):  # as it stands in a key file
+        raise PydanticCustomError(SECRET, "it should be the path of a key file, not the keys")
     return value
 
 

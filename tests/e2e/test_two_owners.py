@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def estate_in(folder: Path, *, sandboxed: bool) -> Iterator[Estate]:
             an_estate(portal, folder, env, sandboxed=sandboxed)
         ) as estate,
     ):
+        with estate.owner("ada") as client:
+            client.get("/health")  # so that it has opened by now whatever it opens for good
         yield estate
 
 
@@ -493,3 +496,37 @@ def test_bash_in_the_sandbox_neither_reads_the_server_s_files_nor_changes_anothe
         assert ben.contents() == before
         for file in ben.files:
             (file.parent / f"{SECRET}.ipynb").unlink(missing_ok=True)
+
+
+def test_bash_in_the_sandbox_does_not_see_what_another_s_prints(sandboxed: Estate) -> None:
+    with (
+        sandboxed.owner("ben") as his,
+        his.session(allowed_tools=["Bash"]) as running,
+        sandboxed.owner("ada") as client,
+        client.session(allowed_tools=[*TOOLS, "Bash"]) as path,
+        his.open(running, shell(f"echo {SECRET} of a command; sleep 60")) as events,
+    ):
+        next(event for event in events if event.type == "tool_use")
+        folder = Path(scratch_of(sandboxed.pid(running))).parent
+        while not any(SECRET in file.read_text() for file in folder.rglob("*.output")):
+            time.sleep(0.05)
+        ((_, _, said),) = outcomes(
+            client, path, shell(f"echo works; cd {folder}; ls -d */; cat */*/*/*/tasks/*.output")
+        )
+        assert "works" in said
+        assert SECRET not in said
+        # Its own is there, and no other.
+        own = Path(scratch_of(sandboxed.pid(path))).name
+        assert [one for one in os.listdir(folder) if one in said] == [own]
+        found = outcomes(
+            client, path, prompt_of([("Glob", {"pattern": "**", "path": str(folder)})])
+        )
+        nothing_came_of_it(found)
+        his.post(f"{running}/interrupt")
+
+
+def scratch_of(pid: int) -> str:
+    """Where a process keeps what its commands print."""
+    variables = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+    (given,) = (one for one in variables if one.startswith(b"CLAUDE_CODE_TMPDIR="))
+    return given.partition(b"=")[2].decode()

@@ -6,15 +6,16 @@ import asyncio
 import json
 import resource
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+import struct
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
 import uvloop
 
-from session_http.accept import MOST_CONNECTIONS, connections_for
+from session_http.accept import ANSWER_S, MOST_CONNECTIONS, connections_for
 from session_http.serve import StopTimes
 from session_http.settings import HttpSettings
 from session_http.wire import ConnectionLimits
@@ -83,60 +84,98 @@ async def test_who_is_one_too_many_is_told_so_and_served_later() -> None:
         assert (await inside[1].answer())[0] == 200
 
 
-async def test_a_crowd_that_is_turned_away_leaves_nothing() -> None:
+async def test_a_crowd_that_is_turned_away_is_told_so_and_leaves_nothing() -> None:
     async with serving(max_connections=1) as (one, address):
         async with connected(address, HEALTH) as inside:
             assert (await inside.answer())[0] == 200
             crowd = [socket.create_connection((address.host, address.port)) for _ in range(300)]
-            await asyncio.sleep(0.1)
             inside.writer.write(HEALTH)
             assert (await inside.answer())[0] == 200
             for one_ in crowd:
+                one_.setblocking(False)
+                async with asyncio.timeout(5):
+                    said = await asyncio.get_running_loop().sock_recv(one_, 4096)
+                assert said.startswith(b"HTTP/1.1 503 ")
                 one_.close()
         await is_idle(one)
+
+
+@contextmanager
+def no_more_files(besides: int) -> Generator[list[socket.socket]]:
+    """Leave the process without a file descriptor; yields so many sockets that it has before."""
+    kept = [socket.socket() for _ in range(besides)]
+    for one in kept:
+        one.setblocking(False)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(one.fileno() for one in kept)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    fillers: list[socket.socket] = []
+    try:
+        with suppress(OSError):
+            while True:
+                fillers.append(socket.socket())
+        yield kept
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for one in (*fillers, *kept):
+            one.close()
+
+
+async def all_said(one: socket.socket) -> bytes:
+    said = b""
+    while data := await asyncio.get_running_loop().sock_recv(one, 4096):
+        said += data
+    return said
 
 
 async def test_without_file_descriptors_clients_are_told_so_and_later_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    loop = asyncio.get_running_loop()
     async with (
         serving(max_connections=100) as (_, address),
         connected(address, HEALTH) as inside,
     ):
         assert (await inside.answer())[0] == 200
-        outside = [socket.socket() for _ in range(3)]
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        highest = max(one.fileno() for one in outside)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
-        fillers: list[socket.socket] = []
-        try:
-            while True:
-                fillers.append(socket.socket())
-        except OSError:
-            pass
-        try:
+        with no_more_files(3) as outside:
             for one in outside:
-                one.setblocking(False)
-                await asyncio.get_running_loop().sock_connect(one, (address.host, address.port))
-                await asyncio.get_running_loop().sock_sendall(one, HEALTH)
+                await loop.sock_connect(one, (address.host, address.port))
+                await loop.sock_sendall(one, HEALTH)
             for one in outside:
                 async with asyncio.timeout(5):
-                    said = b""
-                    while data := await asyncio.get_running_loop().sock_recv(one, 4096):
-                        said += data
+                    said = await all_said(one)
                 assert said.startswith(b"HTTP/1.1 503 ")
                 assert b"too_many_connections" in said
             inside.writer.write(HEALTH)
             assert (await inside.answer())[0] == 200
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for one in (*fillers, *outside):
-                one.close()
         async with connected(address, HEALTH) as raw:
             assert (await raw.answer())[0] == 200
     complaints = [record for record in caplog.records if "turned away" in record.getMessage()]
     assert len(complaints) == 1
     assert "ulimit -n" in complaints[0].getMessage()
+
+
+async def test_without_file_descriptors_nobody_waits_for_those_who_are_slow_to_leave() -> None:
+    loop = asyncio.get_running_loop()
+    async with (
+        serving(max_connections=100) as (_, address),
+        connected(address, HEALTH) as inside,
+    ):
+        assert (await inside.answer())[0] == 200
+        # More than there are descriptors to spare.
+        with no_more_files(40) as outside:
+            began = loop.time()
+            for one in outside:
+                await loop.sock_connect(one, (address.host, address.port))
+            async with asyncio.timeout(10):
+                told = [await all_said(one) for one in outside]  # none of them closes
+            # One after the other they would take a second each.
+            assert loop.time() - began < 5 * ANSWER_S
+            assert all(said.startswith(b"HTTP/1.1 503 ") for said in told)
+            inside.writer.write(HEALTH)
+            assert (await inside.answer())[0] == 200
+        async with connected(address, HEALTH) as raw:
+            assert (await raw.answer())[0] == 200
 
 
 # -- how long ----------------------------------------------------------------------------------
@@ -247,6 +286,41 @@ async def test_it_is_refused_in_json_and_closed(data: bytes, status: int, code: 
         await is_idle(one)
 
 
+async def test_garbage_behind_a_head_request_is_refused_without_a_body(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = b"HEAD /health HTTP/1.0\r\nHost: x\r\n\r\nmore"
+    async with serving() as (one, address):
+        async with connected(address, data) as raw:
+            head, _, body = (await raw.reader.read()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert body == b""
+        await is_idle(one)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_client_may_go_before_the_end_of_its_answer_is_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gone = asyncio.Event()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        # What ends the answer is that the connection does.
+        await send({"type": "http.response.body", "body": b""})
+        gone.set()
+
+    async with accepting(app) as address:
+        client = socket.create_connection((address.host, address.port))
+        client.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(5):
+            await gone.wait()
+    assert not caplog.records
+
+
 async def test_a_target_may_be_a_whole_url_whose_host_is_the_one_that_counts() -> None:
     settings = HttpSettings(trusted_hosts=frozenset({"localhost"}))
     async with serving(settings) as (_, address):
@@ -255,6 +329,12 @@ async def test_a_target_may_be_a_whole_url_whose_host_is_the_one_that_counts() -
             (b"HTTP://localhost:3000/health", b"localhost", 200),
             (b"http://evil.example/health", b"localhost", 403),
             (b"http://localhost", b"localhost", 200),
+            (b"http://localhost?", b"localhost", 200),
+            (b"http://", b"localhost", 403),
+            (b"http:///health", b"localhost", 403),
+            (b"http://[", b"localhost", 403),
+            (b"http://a]b/health", b"localhost", 403),
+            (b"http://[::x]/health", b"localhost", 403),
         ]:
             async with connected(
                 address, b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (url, host)

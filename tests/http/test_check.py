@@ -56,7 +56,8 @@ def test_without_a_credential_it_fails_and_says_what_to_do(tmp_path: Path) -> No
 def test_it_makes_nothing_that_serve_would_make(tmp_path: Path) -> None:
     keys, state, work = (tmp_path / name for name in ("k/keys.toml", "state", "work"))
     given = ("--keys", str(keys), "--make-key", "--state-dir", str(state), "--workspace", str(work))
-    environment = {"ANTHROPIC_API_KEY": "CANARY"}
+    # Where nobody answers, Claude Code does not wait for the network.
+    environment = {"ANTHROPIC_API_KEY": "CANARY", "ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}
     with running(tmp_path, "check", "--port", "0", *given, env=environment) as process:
         status, printed = ends(process, within_s=60)
     assert status == 0, printed
@@ -143,6 +144,13 @@ def test_limits_that_the_machine_cannot_hold_are_warned_of() -> None:
         look(configuration(max_live=1, max_connections=10)) for look in (check.files, check.memory)
     )
     assert (files.status, memory.status) == ("ok", "ok")
+
+
+def test_the_memory_of_the_container_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "available_memory", lambda: 10**9)
+    (few,), (many,) = (check.memory(configuration(max_live=count)) for count in (10, 11))
+    assert (few.status, many.status) == ("ok", "warn")
+    assert many.detail.startswith("1.0 GB can be had: 11 processes")
 
 
 def test_a_sandbox_is_only_looked_for_where_it_is_wanted(

@@ -28,7 +28,10 @@ NO_CREDENTIAL = {"CLAUDE_CONFIG_DIR": "nowhere"}
 
 @contextmanager
 def running(
-    tmp_path: Path, *arguments: str, env: Mapping[str, str] | None = None
+    tmp_path: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> Generator[subprocess.Popen[str]]:
     """Run the command in an environment of its own; whatever happens, it does not stay."""
     clean = {name: value for name, value in os.environ.items() if "SUPERVISOR" in name}
@@ -43,6 +46,7 @@ def running(
             "PYTHONPATH": f"{ROOT / 'http'}:{ROOT / 'supervisor'}",
             **(env or {}),
         },
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -378,6 +382,20 @@ def test_a_hangup_has_the_keys_read_anew(tmp_path: Path) -> None:
         assert ends(process)[0] == 0
 
 
+def test_a_hangup_stops_it_only_where_its_terminal_is_gone(tmp_path: Path) -> None:
+    shown, terminal = os.openpty()
+    with running(tmp_path, "serve", "--offline", "--port", "0", stdin=terminal) as process:
+        os.close(terminal)
+        listens(process)
+        process.send_signal(signal.SIGHUP)
+        assert "neither keys nor a certificate" in says(process, "SIGHUP")
+        os.close(shown)
+        process.send_signal(signal.SIGHUP)
+        status, printed = ends(process)
+    assert status == 0
+    assert "Traceback" not in printed
+
+
 def test_a_hangup_has_the_certificate_read_anew(tmp_path: Path) -> None:
     authority = trustme.CA()
     trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
@@ -446,6 +464,8 @@ def test_with_keys_each_owner_has_a_directory_of_its_own(tmp_path: Path) -> None
     given = ("serve", "--port", "0", "--keys", str(file), "--state-dir", str(state))
     with running(tmp_path, *given, env=environment) as process:
         address, _ = listens(process)
+        for path in ("/health", "/ready"):
+            assert httpx.get(f"{address}{path}", timeout=30).status_code == 200
         for made in (ann, bob):
             asked = httpx.post(
                 f"{address}/session/start",
@@ -456,12 +476,32 @@ def test_with_keys_each_owner_has_a_directory_of_its_own(tmp_path: Path) -> None
             assert asked.status_code == 200, asked.text
         process.terminate()
         assert ends(process)[0] == 0
+    assert sorted(os.listdir(state / "owners")) == ["ann", "bob"]
     for owner in ("ann", "bob"):
         directory = state / "owners" / owner / "claude"
         assert directory.is_dir()
         for one in (directory, directory.parent, directory.parent.parent, state):
             assert one.stat().st_mode & 0o777 == 0o700
     assert not (tmp_path / ".claude").exists()
+
+
+def test_with_keys_a_credential_is_looked_for_without_making_directories(tmp_path: Path) -> None:
+    file, state = tmp_path / "keys.toml", tmp_path / "state"
+    ann = keyfile.new_key("ann")
+    keyfile.append(file, ann.key)
+    given = ("serve", "--port", "0", "--keys", str(file), "--state-dir", str(state))
+    with running(tmp_path, *given) as process:
+        address, _ = listens(process)
+        assert httpx.get(f"{address}/health", timeout=30).json()["authenticated"] is False
+        refused = httpx.post(
+            f"{address}/query", json={"prompt": "x"}, headers={"X-API-Key": ann.token}, timeout=30
+        )
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_authenticated")
+        assert "for this owner" in refused.json()["detail"]
+        assert str(tmp_path) not in refused.json()["detail"]
+        process.terminate()
+        assert ends(process)[0] == 0
+    assert not list(state.iterdir())
 
 
 # Settings

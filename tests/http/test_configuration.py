@@ -281,6 +281,7 @@ def test_an_origin_is_as_browsers_write_it(tmp_path: Path) -> None:
         ("host = 3", "host in FILE: 3 is not a text that is not empty."),
         ("offline = 'perhaps'", "offline in FILE: 'perhaps' is not true or false."),
         ("keys = 3", "keys in FILE: 3 is not a path."),
+        ("[[keys]]\nid = 'a'", "keys in FILE: it should be the path of a key file, not the keys."),
         ("keys = ''", "keys in FILE: '' is not a path."),
         ("extra_tools = 'a'\nextra_dirs = [3]", "extra_dirs in FILE: 3: input is not a valid path"),
         ("open_paths = ['x']", "open_paths in FILE: 'x': input should be 'health' or 'docs'."),

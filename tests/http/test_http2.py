@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import h2.connection
 import h2.errors
+import h2.events
+import h2.settings
 import hypercorn.protocol
 import pytest
 import uvloop
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.events import Closed, RawData
+from hypercorn.typing import ConnectionState
 
-from session_http.http2 import MOST_STREAMS, Patience
+from session_http.http2 import MOST_STREAMS, Http2, Patience
 from session_http.serve import StopTimes
 from session_http.settings import HttpSettings
 from session_http.sse import StreamSettings
-from session_http.wire import ConnectionLimits
+from session_http.wire import ConnectionLimits, Wire, hypercorn_settings
 from tests.http.contract import parse_stream
 from tests.http.h2_client import H2Client, frame, http2
 from tests.http.servers import Address, World, accepting, eventually, on_hypercorn, world
-from tests.http.test_serve import is_idle, script, serve_until_stopped
+from tests.http.test_serve import connected, is_idle, script, serve_until_stopped
 
 pytestmark = pytest.mark.anyio
 
@@ -163,22 +170,17 @@ async def test_more_requests_than_a_thousand_do_not_end_the_connection() -> None
         assert not client.streams[number].over
 
 
-async def test_the_change_to_http_2_is_made_where_it_is_offered_properly() -> None:
+@pytest.mark.parametrize("begin", [b"GET /health HTTP/1.1", b"PRI * HTTP/2.0"])
+async def test_an_offer_to_change_to_http_2_is_ignored(begin: bytes) -> None:
+    """Through a proxy that passes it on, any request could follow, whatever the proxy forbids."""
     offer = (
-        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-        b"Upgrade: h2c\r\nHTTP2-Settings: %s\r\n\r\n"
+        b"%s\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
     )
     async with serving() as (one, address):
-        for settings, line in [
-            (b"AAMAAABkAAQAAP__", b"HTTP/1.1 101 \r\n"),
-            (b"!!!", b"HTTP/1.1 200 \r\n"),
-            (b"AAMAAABkAAQAAP", b"HTTP/1.1 200 \r\n"),
-        ]:
-            reader, writer = await asyncio.open_connection(address.host, address.port)
-            writer.write(offer % settings)
-            assert await reader.readline() == line
-            writer.close()
-            await writer.wait_closed()
+        async with connected(address, offer % begin) as raw:
+            line = await raw.reader.readexactly(12)
+            assert line == b"HTTP/1.1 200" or not (begin.startswith(b"GET") or b" 101" in line)
         await is_idle(one)
 
 
@@ -198,6 +200,36 @@ async def test_hypercorn_is_left_as_it_is_for_others() -> None:
     before = dict(vars(hypercorn.protocol))
     async with serving():
         assert dict(vars(hypercorn.protocol)) == before
+
+
+@pytest.mark.parametrize(
+    ("authority", "host", "outcome"),
+    [
+        ("localhost", None, 200),
+        ("evil.example", None, 403),
+        (None, "localhost", 200),
+        (None, "evil.example", 403),
+        ("localhost", "localhost", 200),
+        ("localhost", "evil.example", Codes.PROTOCOL_ERROR),
+        ("evil.example", "localhost", Codes.PROTOCOL_ERROR),
+    ],
+)
+async def test_the_host_that_counts_is_the_one_that_is_meant(
+    authority: str | None, host: str | None, outcome: int
+) -> None:
+    settings = HttpSettings(trusted_hosts=frozenset({"localhost"}))
+    async with serving(settings=settings) as (_, address), http2(address) as client:
+        fields = [(":method", "GET"), (":scheme", "http"), (":path", "/health")]
+        if authority is not None:
+            fields.append((":authority", authority))
+        if host is not None:
+            fields.append(("host", host))
+        client.h2.send_headers(1, fields, end_stream=True)
+        client.flush()
+        if isinstance(outcome, Codes):
+            assert await client.end() == outcome
+        else:
+            assert (await client.answer(1)).status == outcome
 
 
 # -- clients that read nothing -----------------------------------------------------------------
@@ -277,6 +309,143 @@ async def test_a_client_that_reads_no_bytes_at_all_is_dropped() -> None:
         transport.pause_reading()
         await (await session.query("flood 20000")).result()
         await eventually(lambda: one.app.open_streams == 0, within_s=10)
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
+    released = asyncio.Event()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 50_000_000})
+        released.set()
+
+    limits = ConnectionLimits(unread_s=60, linger_s=0.1)
+    async with (
+        asyncio.timeout(10),
+        AsyncExitStack() as stack,
+        accepting(app, limits=limits) as address,
+    ):
+        client = await stack.enter_async_context(http2(address, window=2**30, grants=False))
+        client.h2.increment_flow_control_window(2**30)
+        number = client.request("/")
+        await client.until(lambda: client.streams[number].body != b"")
+        transport: Any = client.writer.transport
+        transport.pause_reading()
+        await asyncio.sleep(0.3)  # until nothing goes out any more
+        client.reset(number)
+        await released.wait()
+
+
+def wired(
+    group: asyncio.TaskGroup, app: Any, sent: list[Any], *, unread_s: float = 60.0
+) -> tuple[Http2, Wire]:
+    """Return a connection's HTTP/2 without a connection; what it sends is put into a list."""
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    wire = Wire(
+        app=app,
+        config=hypercorn_settings(),
+        context=WorkerContext(None),
+        group=group,
+        state=ConnectionState({}),
+        ssl=False,
+        client=None,
+        server=None,
+        http2=True,
+        limits=ConnectionLimits(unread_s=unread_s),
+        send=send,
+    )
+    return Http2(wire), wire
+
+
+def requesting(*, window: int) -> tuple[h2.connection.H2Connection, RawData]:
+    """Return a client, and a request of its."""
+    client = h2.connection.H2Connection()
+    client.local_settings = h2.settings.Settings(
+        client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+    )
+    client.initiate_connection()
+    client.send_headers(
+        1,
+        [(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", "/")],
+        end_stream=True,
+    )
+    return client, RawData(data=client.data_to_send())
+
+
+async def says_x(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"x"})
+
+
+async def test_a_client_may_go_in_the_moment_in_which_it_is_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
+        server, _ = wired(group, says_x, [], unread_s=0.1)
+        await server.initiate()
+        await server.handle(requesting(window=0)[1])
+        await asyncio.sleep(0.01)
+        # Both are due when the loop looks next, and it hears of the client first.
+        loop.call_later(0.05, lambda: group.create_task(server.handle(Closed())))
+        time.sleep(0.2)  # noqa: ASYNC251 - that the loop does not look is the point
+    assert not caplog.records
+
+
+async def test_a_request_that_comes_when_the_server_ends_is_refused() -> None:
+    sent: list[Any] = []
+    async with asyncio.TaskGroup() as group:
+        server, wire = wired(group, says_x, sent)
+        await server.initiate()
+        await wire.context.terminated.set()
+        client, request = requesting(window=100)
+        await server.handle(request)
+        await server.handle(Closed())
+    data = b"".join(event.data for event in sent if isinstance(event, RawData))
+    (refused,) = (
+        event for event in client.receive_data(data) if isinstance(event, h2.events.StreamReset)
+    )
+    assert refused.error_code == Codes.REFUSED_STREAM
+
+
+async def test_the_last_answer_is_followed_by_a_farewell_when_the_server_ends() -> None:
+    sent: list[Any] = []
+    may_answer = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await may_answer.wait()
+        await says_x(scope, receive, send)
+
+    async with asyncio.TaskGroup() as group:
+        server, wire = wired(group, app, sent)
+        await server.initiate()
+        client, request = requesting(window=100)
+        await server.handle(request)
+        await wire.context.terminated.set()
+        may_answer.set()
+    data = b"".join(event.data for event in sent if isinstance(event, RawData))
+    assert isinstance(client.receive_data(data)[-1], h2.events.ConnectionTerminated)
+    assert isinstance(sent[-1], Closed)
+
+
+async def test_who_reads_slowly_is_not_taken_for_one_who_does_not_read() -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 800_000})
+
+    limits = ConnectionLimits(unread_s=1.0)
+    async with accepting(app, limits=limits) as address, http2(address, grants=False) as client:
+        answer = client.streams[number := client.request("/")]
+        while not answer.over:
+            for one in (None, number):
+                client.h2.increment_flow_control_window(65_535, one)
+            client.flush()
+            await asyncio.sleep(0.1)
+            await client.read()
+        assert (answer.ended, len(answer.body)) == (True, 800_000)
 
 
 # -- failures ----------------------------------------------------------------------------------
@@ -439,6 +608,30 @@ async def test_as_many_requests_as_there_may_be_can_be_taken_back_at_once() -> N
         for number in [client.request("/health") for _ in range(MOST_STREAMS)]:
             client.reset(number)
         assert (await client.get("/health")).status == 200
+
+
+async def test_requests_that_were_taken_back_count_until_their_calls_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("session_http.http2.MOST_CALLS", 3)
+    called, may_end = 0, asyncio.Event()
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        nonlocal called
+        called += 1
+        if scope["path"] == "/slow":
+            await may_end.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async with accepting(app) as address, http2(address) as client:
+        for _ in range(3):
+            client.reset(client.request("/slow"))
+        await eventually(lambda: called == 3)
+        assert (await client.get("/")).reset == Codes.REFUSED_STREAM
+        may_end.set()
+        await asyncio.sleep(0)
+        assert (await client.get("/")).status == 200
 
 
 def test_patience_is_restored() -> None:

@@ -43,7 +43,7 @@ def uvloop_has_its_pipe() -> None:
     uvloop.new_event_loop().close()
 
 
-@pytest.fixture(params=["--http2-prior-knowledge", "--http2", "tls"])
+@pytest.fixture(params=["--http2-prior-knowledge", "tls"])
 async def server(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncGenerator[tuple[World, list[str]]]:

@@ -322,7 +322,7 @@ async def test_a_request_has_one_line() -> None:
         ("CANARY", "/query", {}, ("other", "/query", 405)),
         ("POST", "/query?x=CANARY", {"content": "CANARY"}, ("POST", "/query", 415)),
         ("POST", "/query", {"json": {"prompt": 3, "CANARY": "CANARY"}}, ("POST", "/query", 400)),
-        ("HEAD", "/health", {"headers": {"x-other": "CANARY"}}, ("HEAD", "/health", 200)),
+        ("HEAD", "/docs", {"headers": {"x-other": "CANARY"}}, ("HEAD", "/docs", 200)),
     ],
 )
 async def test_what_a_client_sends_is_not_logged(
@@ -333,6 +333,21 @@ async def test_what_a_client_sends_is_not_logged(
         line = await access_lines(stream, one, method, path, **request_)
     assert (line["method"], line["path"], line["status"]) == expected
     assert "CANARY" not in stream.getvalue()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_a_probe_has_a_line_only_when_something_is_wrong(path: str) -> None:
+    quiet, all_ = written(), written("debug")
+    async with world() as one:
+        line = await access_lines(all_, one, "GET", path)
+        assert (line["path"], line["status"], line["level"]) == (path, 200, "debug")
+        logs.configure(form="json", stream=quiet)
+        async with in_process(one.app) as client:
+            assert (await client.get(path)).status_code == 200
+            assert not lines(quiet)
+        line = await access_lines(quiet, one, "POST", path)
+    assert (line["status"], line["level"]) == (405, "info")
 
 
 @pytest.mark.anyio

@@ -87,7 +87,7 @@ class Explored:
         if keys is not None:
             authenticate, token = keys.ring.authenticate, keys.add("somebody").token
             # What differs is found by the first good request of each operation.
-            described, most = document(OPERATIONS), most // 3
+            described, most = document(OPERATIONS), most // 2
         self.keys = keys is not None
         self.app = Application(authenticate)
         try:

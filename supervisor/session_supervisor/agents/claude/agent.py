@@ -208,7 +208,7 @@ class ClaudeAgent:
                     cwd=fingerprint.cwd,
                     scratch=scratch,
                     extra_dirs=self._extra_dirs,
-                    hidden_dirs=self._hidden_dirs,
+                    hidden_dirs=(*self._hidden_dirs, os.path.dirname(scratch)),
                 )
                 given = self._arguments(fingerprint, env, scratch, limits, resume, provided)
                 with workdir.held(fingerprint.cwd) as inside:
@@ -272,15 +272,18 @@ class ClaudeAgent:
         return await find_credential(env, cli_path=self._cli_path)
 
     async def aclose(self) -> None:
-        """Stop every process that nobody has stopped."""
+        """Stop every process that nobody has stopped, and whatever others have left."""
         try:
             await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
+            await self._sweeper.sweep_rest()
         finally:
             await self._scratches.remove()
 
     async def _clean_up(self, marker: str, scratch: str) -> None:
         try:
             await self._sweeper.sweep(marker)
+        except OSError as error:
+            _log.warning("what a Claude Code process left is looked for later: %s", error.strerror)
         finally:
             await self._scratches.remove(scratch)
 

@@ -38,15 +38,24 @@ class Sweeper:
         """Kill every process that carries a marker; return when none is found any more.
 
         Raises:
-            OSError: They cannot be looked for: there is no file descriptor for some seconds.
+            OSError: They cannot be looked for: there is no file descriptor for some seconds. The
+                next sweep looks for them as well.
         """
         self._wanted.add(marker)
         async with self._scanning:
-            if marker not in self._wanted:
-                return  # the one before has done it along with its own
-            wanted = frozenset(self._wanted)
-            await self._sweep(wanted)
-            self._wanted -= wanted
+            if marker in self._wanted:  # or the one before has done it along with its own
+                await self._sweep_wanted()
+
+    async def sweep_rest(self) -> None:
+        """Kill what sweeps were asked for that could not look; see `sweep`."""
+        async with self._scanning:
+            if self._wanted:
+                await self._sweep_wanted()
+
+    async def _sweep_wanted(self) -> None:
+        wanted = frozenset(self._wanted)
+        await self._sweep(wanted)
+        self._wanted -= wanted
 
     async def _sweep(self, markers: Collection[str]) -> None:
         for pause_s in _PAUSES_S:

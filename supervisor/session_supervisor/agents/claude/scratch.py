@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -21,16 +22,20 @@ _AT_ONCE = 20
 class Scratches:
     """Makes scratch directories, and removes them.
 
-    One may stay, for want of a file descriptor or because it holds what we may not remove. It is
-    tried again along with later ones, and given up with a word in the log.
+    All lie in one directory, which can be hidden from every session: in them is what the commands
+    of others print. One may stay, for want of a file descriptor or because it holds what we may not
+    remove. It is tried again along with later ones, and given up with a word in the log.
     """
 
     def __init__(self) -> None:
         """Begin with none."""
         self._left: dict[str, int] = {}
+        self._folder: str | None = None
 
     def make(self, below: str | None) -> str:
         """Make a directory that this user alone can use.
+
+        Its parent holds the directories of all sessions, and nothing else.
 
         Args:
             below: Where; None: in the directory for temporary files.
@@ -38,7 +43,14 @@ class Scratches:
         Raises:
             OSError: It cannot be made.
         """
-        return tempfile.mkdtemp(prefix="claude-", dir=below)
+        if self._folder is None or not os.path.isdir(self._folder):
+            self._folder = tempfile.mkdtemp(prefix="claude-", dir=below)
+        try:
+            # A short name: the CLI makes sockets in it, whose paths may not be long.
+            return tempfile.mkdtemp(prefix="", dir=self._folder)
+        except OSError:
+            self._remove_folder()
+            raise
 
     async def remove(self, *scratches: str) -> None:
         """Remove directories, and some that were left before."""
@@ -56,11 +68,19 @@ class Scratches:
                 self._left[scratch] = tries
             else:
                 _log.error("The scratch directory %s cannot be removed: please do so", scratch)
+        self._remove_folder()
 
     def remove_now(self, scratch: str) -> None:
         """Remove one that has hardly been used."""
         if _remove((scratch,)):
             self._left[scratch] = 1
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        """Remove what holds them, if it holds none."""
+        if self._folder is not None:
+            with suppress(OSError):
+                os.rmdir(self._folder)
 
 
 def _remove(scratches: tuple[str, ...]) -> frozenset[str]:

@@ -18,11 +18,26 @@ pytestmark = pytest.mark.anyio
 async def test_one_is_this_user_s_alone_and_is_removed_with_what_is_in_it(tmp_path: Path) -> None:
     scratches = Scratches()
     scratch = scratches.make(str(tmp_path))
-    assert Path(scratch).stat().st_mode & 0o777 == 0o700
+    for one in (Path(scratch), Path(scratch).parent):
+        assert one.stat().st_mode & 0o777 == 0o700
     assert written("Text.", scratch, "name") == f"{scratch}/name"
     assert Path(scratch, "name").read_text() == "Text."
     assert written(None, scratch, "other") is None
     await scratches.remove(scratch)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_all_lie_in_one_directory_that_holds_nothing_else(tmp_path: Path) -> None:
+    scratches = Scratches()
+    first, second = scratches.make(str(tmp_path)), scratches.make(str(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    assert sorted(map(str, folder.iterdir())) == sorted((first, second))
+    await scratches.remove(first)
+    third = scratches.make(str(tmp_path))
+    assert Path(third).parent == folder
+    await scratches.remove(second, third)
+    assert not list(tmp_path.iterdir())
+    await scratches.remove(scratches.make(str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 
