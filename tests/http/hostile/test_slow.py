@@ -142,9 +142,11 @@ async def test_a_thousand_half_open_connections_delay_nobody(siege: Siege, data:
         assert (await ask(siege.address, HEALTH)).status == 200
         assert loop.time() - began < ANSWER_S
         # None is kept for longer than it may: the client need not do anything.
-        for line in lines:
-            said = await line.rest()
-            assert (b"408" in said) is bool(data), said
+        answers = [await line.rest() for line in lines]
+        assert set(answers) <= {b"", *(said for said in answers if b" 408 " in said)}
+        told = sum(map(bool, answers))
+        # On a busy machine the time of some is up before what they sent was read.
+        assert told >= 0.9 * MANY if data else told == 0
         assert (await ask(siege.address, HEALTH)).status == 200
     await siege.goes_on()
 
