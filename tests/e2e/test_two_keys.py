@@ -80,15 +80,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         "eve": new_key(keys, "--owner", "eve", "--role", "admin"),
     }
     for owner in ("ada", "ben"):
-        (folder / "work" / owner / "project").mkdir(parents=True)
-    (folder / "work/ben/project/notes").write_text(f"{SECRET} of a project\n")
+        (folder / "yard" / owner / "project").mkdir(parents=True)
+    (folder / "yard/ben/project/notes").write_text(f"{SECRET} of a project\n")
     (folder / "private").mkdir(mode=0o700)
     with running_server(
         folder / "server",
         *OFFLINE,
         f"--keys={keys}",
         f"--workspace={folder / 'private'}",
-        f"--cwd-root={folder / 'work'}/{{owner}}",
+        f"--cwd-root={folder / 'yard'}/{{owner}}",
         # With it even what lies in the server's temporary directory is not out of the question.
         f"--extra-dir={folder / 'server' / 'tmp'}",
         "--allow-bypass-permissions",
@@ -191,7 +191,7 @@ def test_an_admin_finds_and_ends_but_does_not_read_or_ask(shared: Shared) -> Non
 def test_neither_works_where_the_other_does(shared: Shared) -> None:
     with shared.caller("ada") as ada, shared.caller("ben") as ben:
         ada.post("/query", prompt="[[say Hello.]]", cwd="project")
-        for cwd in (f"{shared.folder}/work/ada/project", f"{shared.folder}/work/ada", "/etc"):
+        for cwd in (f"{shared.folder}/yard/ada/project", f"{shared.folder}/yard/ada", "/etc"):
             refused = ben.post("/query", prompt="x", cwd=cwd, expect=403)
             assert refused == ben.post("/query", prompt="x", cwd="not-there", expect=403)
 
@@ -215,14 +215,14 @@ def test_no_file_tool_reads_or_changes_what_is_the_other_s(
         files = [
             alone / "notes",
             transcript,
-            shared.folder / "work/ben/project/notes",
+            shared.folder / "yard/ben/project/notes",
             shared.folder / "keys.toml",
         ]
         for file in files:
             (file.parent / f"{SECRET}.ipynb").write_text(BOOK)
         contents = {file: file.read_bytes() for file in files}
         with ada.session(allowed_tools=TOOLS, permission_mode=mode, cwd="project") as path:
-            cwd = shared.folder / "work/ada/project"
+            cwd = shared.folder / "yard/ada/project"
             for file in files:
                 calls = [
                     (tool, given)

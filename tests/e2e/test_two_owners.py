@@ -61,7 +61,7 @@ class Estate:
 
     @property
     def work(self) -> Path:
-        return self.folder / "work"
+        return self.folder / "yard"
 
     def owner(self, name: str) -> Client:
         client = Client(self.url)
@@ -96,7 +96,7 @@ async def an_estate(
     )
     config = SupervisorConfig(workspace=private)
     async with Supervisor(agent, config=config) as supervisor:
-        settings = HttpSettings(cwd_root=folder / "work" / "{owner}")
+        settings = HttpSettings(cwd_root=folder / "yard" / "{owner}")
         app = create_app(supervisor, settings=settings, authenticate=who)
         sockets = open_sockets("127.0.0.1", 0)
         stop = Stop()
@@ -117,9 +117,9 @@ async def an_estate(
 
 def estate_in(folder: Path, *, sandboxed: bool) -> Iterator[Estate]:
     for owner in ("ada", "ben"):
-        (folder / "work" / owner / "project").mkdir(parents=True)
+        (folder / "yard" / owner / "project").mkdir(parents=True)
     (folder / "state").mkdir()
-    for secret in ("keys.toml", "state/sessions.db", "work/ben/project/notes"):
+    for secret in ("keys.toml", "state/sessions.db", "yard/ben/project/notes"):
         (folder / secret).write_text(f"{SECRET} of {secret}\n")
     with (
         offline_model() as env,
@@ -354,9 +354,9 @@ def test_a_search_of_one_s_own_directory_finds_nothing_of_others(estate: Estate,
 @pytest.mark.parametrize(
     "cwd",
     [
-        "{folder}/work/ben",
-        "{folder}/work/ben/project",
-        "{folder}/work",
+        "{folder}/yard/ben",
+        "{folder}/yard/ben/project",
+        "{folder}/yard",
         "{folder}/state/owners/ada/claude",
         "{folder}/private",
         "/",
@@ -368,8 +368,8 @@ def test_a_search_of_one_s_own_directory_finds_nothing_of_others(estate: Estate,
         "loop",
         "file",
         "not-there",
-        "{folder}/work/ben/not-there",
-        "{folder}/work/ada-not",
+        "{folder}/yard/ben/not-there",
+        "{folder}/yard/ada-not",
     ],
 )
 def test_nobody_works_in_a_directory_that_is_not_his(estate: Estate, cwd: str) -> None:

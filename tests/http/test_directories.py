@@ -33,7 +33,7 @@ class Tree:
 
     @property
     def base(self) -> Path:
-        return self.top / "work" / "ada"
+        return self.top / "yard" / "ada"
 
     def resolve(self, given: str, owner: str = "ada") -> str:
         return resolve_cwd(self.root, owner, given)
@@ -42,20 +42,20 @@ class Tree:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     top = tmp_path_factory.mktemp("tree").resolve()
-    for folder in ("work/ada/a/b", "work/ada/~", "work/ben/a", "work/ada-too", "private"):
+    for folder in ("yard/ada/a/b", "yard/ada/~", "yard/ben/a", "yard/ada-too", "private"):
         (top / folder).mkdir(parents=True)
-    (top / "work/ada/file").touch()
+    (top / "yard/ada/file").touch()
     for link, target in {
-        "by-link": "work",
-        "work/ada/in": "a/b",
-        "work/ada/out": "../ben",
-        "work/ada/up": "..",
-        "work/ada/root": "/",
-        "work/ada/round": "../ben/back",
-        "work/ada/loop": "loop",
-        "work/ada/gone": "nowhere",
-        "work/ada/to-file": "file",
-        "work/ben/back": "../ada/a",
+        "by-link": "yard",
+        "yard/ada/in": "a/b",
+        "yard/ada/out": "../ben",
+        "yard/ada/up": "..",
+        "yard/ada/root": "/",
+        "yard/ada/round": "../ben/back",
+        "yard/ada/loop": "loop",
+        "yard/ada/gone": "nowhere",
+        "yard/ada/to-file": "file",
+        "yard/ben/back": "../ada/a",
     }.items():
         (top / link).symlink_to(target)
     return Tree(top)
@@ -73,8 +73,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         ("round/b", "a/b"),
         ("~", "~"),
         ("{top}/by-link/ada/a", "a"),
-        ("{top}/work/ada/in", "a/b"),
-        ("{top}/work/ada", "."),
+        ("{top}/yard/ada/in", "a/b"),
+        ("{top}/yard/ada", "."),
     ],
 )
 def test_what_lies_below_is_given_with_links_resolved(tree: Tree, given: str, found: str) -> None:
@@ -85,8 +85,8 @@ def test_what_lies_below_is_given_with_links_resolved(tree: Tree, given: str, fo
 
 OUTSIDE = (
     *("out", "out/a", "up", "up/ben", "root/etc", "loop", "gone", "file", "to-file", "nowhere"),
-    *("", "../ben", "a/../../ben", "/", "/etc", "/nowhere", "{top}/work/ben", "{top}/private"),
-    *("{top}/work/ada-too", "{top}/work/ada/../ben", "{top}/work/nobody", "file/x", "x" * 300),
+    *("", "../ben", "a/../../ben", "/", "/etc", "/nowhere", "{top}/yard/ben", "{top}/private"),
+    *("{top}/yard/ada-too", "{top}/yard/ada/../ben", "{top}/yard/nobody", "file/x", "x" * 300),
 )
 
 
@@ -117,15 +117,15 @@ def where(path: str) -> str | None:
 
 PARTS = (
     *("a", "b", "in", "out", "up", "root", "round", "loop", "gone", "file", "back", "ada", "ben"),
-    *("..", ".", "", "~", "work", "by-link", "ada-too", "private", "etc", "proc", "self", "cwd"),
+    *("..", ".", "", "~", "yard", "by-link", "ada-too", "private", "etc", "proc", "self", "cwd"),
 )
-STARTS = ("", "/", "{top}/", "{top}/work/ada/", "{top}/by-link/ada/", "{top}/work/ada")
+STARTS = ("", "/", "{top}/", "{top}/yard/ada/", "{top}/by-link/ada/", "{top}/yard/ada")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc where the kernel got to")
 @example(start="", parts=["in", "..", "..", "..", "ben"])
 @example(start="", parts=["out", "..", "ada", "a"])
-@example(start="{top}/work/ada/", parts=["round", "..", "ada"])
+@example(start="{top}/yard/ada/", parts=["round", "..", "ada"])
 @given(start=st.sampled_from(STARTS), parts=st.lists(st.sampled_from(PARTS), max_size=6))
 def test_no_path_leads_out(tree: Tree, start: str, parts: list[str]) -> None:
     given_path = start.format(top=tree.top) + "/".join(parts)
@@ -144,7 +144,7 @@ def test_no_owner_s_name_leads_out(tree: Tree, owner: str) -> None:
         found = tree.resolve(".", owner=owner)
     except (NotAllowed, InvalidSpec, UnicodeEncodeError, ValueError):
         return
-    assert Path(found).parent == tree.top / "work"
+    assert Path(found).parent == tree.top / "yard"
 
 
 def test_what_lies_outside_is_not_looked_at(tree: Tree) -> None:
@@ -157,8 +157,8 @@ def test_what_lies_outside_is_not_looked_at(tree: Tree) -> None:
 
 
 def test_all_owners_share_a_root_that_does_not_tell_them_apart(tree: Tree) -> None:
-    shared = tree.top / "work"
-    assert resolve_cwd(shared, "ada", "ben/a") == str(tree.top / "work/ben/a")
+    shared = tree.top / "yard"
+    assert resolve_cwd(shared, "ada", "ben/a") == str(tree.top / "yard/ben/a")
 
 
 def test_a_directory_that_nobody_may_enter_is_refused_like_one_that_is_not_there(
@@ -202,7 +202,7 @@ async def test_without_a_root_nobody_chooses_and_is_told_what_the_operator_must_
 @pytest.mark.anyio
 @pytest.mark.parametrize("work", WORK)
 async def test_a_session_works_where_its_caller_says(work: dict[str, str], tree: Tree) -> None:
-    settings = HttpSettings(cwd_root=tree.top / "work")
+    settings = HttpSettings(cwd_root=tree.top / "yard")
     async with world(settings=settings) as here, in_process(here.app) as client:
         answer = await ask(client, work, "ada/in")
         assert answer.status_code == 200
@@ -227,7 +227,7 @@ async def test_a_session_works_where_its_caller_says(work: dict[str, str], tree:
 async def test_what_is_no_path_is_a_mistake_of_the_request(
     work: dict[str, str], cwd: object, told: str, tree: Tree
 ) -> None:
-    settings = HttpSettings(cwd_root=tree.top / "work")
+    settings = HttpSettings(cwd_root=tree.top / "yard")
     async with world(settings=settings) as here, in_process(here.app) as client:
         answer = await ask(client, work, cwd)
         assert answer.status_code == 400
@@ -245,7 +245,7 @@ async def test_a_file_system_that_does_not_answer_holds_up_nobody_else(tree: Tre
         answer.wait(10)
         return str(tree.base)
 
-    settings = HttpSettings(cwd_root=tree.top / "work")
+    settings = HttpSettings(cwd_root=tree.top / "yard")
     async with world(settings=settings) as here, in_process(here.app) as client:
         with patch("session_http.handlers.resolve_cwd", slow):
             async with asyncio.TaskGroup() as tasks:
