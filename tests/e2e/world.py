@@ -120,6 +120,8 @@ async def _world(
             server = asyncio.create_task(
                 serve(create_app(supervisor), supervisor, sockets, stop=stop, times=times)
             )
+            # It opens files at once, which are its own, and not those of the test that comes next.
+            await asyncio.sleep(0)
             try:
                 port = sockets[0].getsockname()[1]
                 yield World(

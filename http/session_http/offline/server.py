@@ -102,7 +102,17 @@ class OfflineModel:
         if self._stop.is_set() or self._task:
             raise RuntimeError("an offline model can be started once; make a new one")
         self._listener = _listening(*self._address)
-        self._task = asyncio.create_task(self._serve(self._listener), name="offline model")
+        acceptor = Acceptor(
+            cast(Application, self.app),
+            hypercorn_settings(),
+            ConnectionLimits(idle_s=300.0),
+            most=MOST_CONNECTIONS,
+            tls=None,
+            http2=False,
+        )
+        self._task = asyncio.create_task(
+            self._serve(self._listener, acceptor), name="offline model"
+        )
         return self
 
     async def __aexit__(
@@ -115,15 +125,7 @@ class OfflineModel:
         with anyio.CancelScope(shield=True):
             await self._end()
 
-    async def _serve(self, listener: socket.socket) -> None:
-        acceptor = Acceptor(
-            cast(Application, self.app),
-            hypercorn_settings(),
-            ConnectionLimits(idle_s=300.0),
-            most=MOST_CONNECTIONS,
-            tls=None,
-            http2=False,
-        )
+    async def _serve(self, listener: socket.socket, acceptor: Acceptor) -> None:
         async with asyncio.TaskGroup() as group:
             accepting = group.create_task(acceptor.accept(listener, group))
             await self._stop.wait()
