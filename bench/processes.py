@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKER = "SESSION_SUPERVISOR_BENCH"
+MARKER = "SUPERVISOR_BENCH_RUN"
 """Environment variable, by whose value everything that a run started can be found."""
 
 READY_S = 30.0
