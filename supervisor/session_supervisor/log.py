@@ -3,6 +3,10 @@
 The log has one writer, the session's actor, and any number of readers, which it does not know.
 A reader is a cursor: a number. What the writer publishes is seen at once and stored with the
 next commit; what it commits is stored first and seen then.
+
+No number may ever mean two things, though the program be killed between showing an event and
+storing it. So a number is only shown if the store knows that it may be: each commit reserves some.
+Where none is reserved, what is published is seen with the next commit.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ from typing import Self, TypeAlias
 from session_supervisor.clock import Clock
 from session_supervisor.errors import StoreError
 from session_supervisor.events import Body, Event, Gap
+from session_supervisor.results import TurnRecord
 from session_supervisor.stores.port import Store
+from session_supervisor.stores.records import Batch, Claim, Lease, SessionRecord
 from session_supervisor.window import Window
 
 Draft: TypeAlias = tuple[Body, str | None]
@@ -31,23 +37,23 @@ class EventLog:
     Args:
         session_id: Whose events.
         store: Where they are kept.
-        fence: From `Store.acquire`.
+        lease: The right to write them.
         clock: Gives each event its time.
         store_s: Seconds that the store may take.
     """
 
     def __init__(
-        self, session_id: str, store: Store, *, fence: int, clock: Clock, store_s: float = 30.0
+        self, session_id: str, store: Store, *, lease: Lease, clock: Clock, store_s: float = 30.0
     ) -> None:
         self._session_id = session_id
         self._store = store
-        self._fence = fence
+        self._fence = lease.fence
         self._clock = clock
         self._store_s = store_s
         self._recent = Window(max_events=RECENT_EVENTS, max_weight=RECENT_BYTES)
         self._unstored: list[Event] = []
-        self._stored_seq = 0
-        self._last_seq = 0
+        self._held: list[Draft] = []
+        self._stored_seq = self._last_seq = self._reserved_seq = lease.last_seq
         self._closed = False
         self._changed: asyncio.Event | None = None
 
@@ -57,63 +63,121 @@ class EventLog:
         return self._last_seq
 
     @property
+    def next_seq(self) -> int:
+        """Number that the first event of the next commit will have."""
+        return self._last_seq + len(self._held) + 1
+
+    @property
     def unstored(self) -> int:
         """Events that were published and wait to be stored."""
-        return len(self._unstored)
+        return len(self._unstored) + len(self._held)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether something was published that nobody sees before the next commit."""
+        return bool(self._held)
 
     @property
     def closed(self) -> bool:
         """Whether the last event is the last for ever."""
         return self._closed
 
-    def publish(self, body: Body, turn_id: str | None = None) -> Event:
-        """Append an event that readers see at once; it is stored with the next commit.
+    def publish(self, body: Body, turn_id: str | None = None) -> None:
+        """Append an event that readers see as soon as they may; it is stored with the next commit.
 
         Args:
             body: What is said.
             turn_id: The turn it belongs to.
         """
+        if self._held or self._last_seq >= self._reserved_seq:
+            self._held.append((body, turn_id))
+            return
         event = self._number(self._last_seq + 1, body, turn_id)
         self._unstored.append(event)
         self._show((event,))
-        return event
 
-    async def commit(self, *drafts: Draft) -> tuple[Event, ...]:
+    async def commit(
+        self,
+        *drafts: Draft,
+        turns: Sequence[TurnRecord] = (),
+        session: SessionRecord | None = None,
+        claims: Sequence[Claim] = (),
+        reserve: int = 0,
+    ) -> tuple[Event, ...]:
         """Store everything published so far and `drafts`; then let readers see `drafts`.
 
         For the writer alone, which must not publish until this returns.
+
+        Args:
+            drafts: Events that nobody may see before they are stored.
+            turns: Turns to store along with them.
+            session: The session, if it has changed.
+            claims: Keys for work that begins with it.
+            reserve: How many events may then be published and seen before the next commit.
+
+        Returns:
+            The events that `drafts` became.
 
         Raises:
             StoreError: Nothing of `drafts` was stored, and no reader sees any of it.
         """
         events = tuple(
             self._number(self._last_seq + n, body, turn_id)
-            for n, (body, turn_id) in enumerate(drafts, start=1)
+            for n, (body, turn_id) in enumerate((*self._held, *drafts), start=1)
         )
-        batch = [*self._unstored, *events]
-        if batch:
-            await self._append(batch)
-            self._stored_seq = batch[-1].seq
+        batch = Batch(
+            events=[*self._unstored, *events],
+            turns=turns,
+            session=session,
+            claims=claims,
+            reserve=reserve,
+        )
+        too_many = self._reserved_seq - self._stored_seq > reserve
+        if batch.events or turns or session is not None or too_many:
+            await self._commit(batch)
+            self._stored_seq += len(batch.events)
+            self._reserved_seq = self._stored_seq + reserve
             self._unstored.clear()
+            self._held.clear()
             self._show(events)
-        return events
+        return events[len(events) - len(drafts) :]
 
     def close(self) -> None:
         """Let readers end once they have read everything."""
         self._closed = True
         self._wake()
 
+    def resume(self, lease: Lease) -> None:
+        """Go on behind all that anybody may have seen; what was not stored is lost.
+
+        Args:
+            lease: The right to write, acquired anew.
+        """
+        self._fence = lease.fence
+        self._stored_seq = self._last_seq = self._reserved_seq = lease.last_seq
+        self._unstored.clear()
+        self._held.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing at hand: readers that come back are served from the store."""
+        if not self._unstored:
+            self._recent = Window(max_events=RECENT_EVENTS, max_weight=RECENT_BYTES)
+
     async def fetch(self, *, after: int, limit: int) -> Sequence[Event]:
         """Return up to `limit` events after a number, without waiting for new ones."""
-        first = self._recent.first_seq
-        if first is None or after >= self._last_seq:
-            return ()
-        if after + 1 >= first:
-            return self._recent.read(after=after, limit=limit)
-        if after < self._stored_seq:
-            stored = await self._store.read(self._session_id, after=after, limit=limit)
-            if stored:
-                return stored
+        stored_seq = -1
+        while stored_seq != self._stored_seq:  # it may grow while the store is asked
+            if after >= self._last_seq:
+                return ()
+            first = self._recent.first_seq
+            if first is not None and after + 1 >= first:
+                return self._recent.read(after=after, limit=limit)
+            stored_seq = self._stored_seq
+            if after < stored_seq:
+                stored = await self._store.read(self._session_id, after=after, limit=limit)
+                if stored:
+                    return stored
         unstored = [event for event in self._unstored if event.seq > after]
         return unstored[:limit] or self._recent.read(after=after, limit=limit)
 
@@ -132,15 +196,15 @@ class EventLog:
         """
         return Cursor(self, after)
 
-    async def _append(self, batch: Sequence[Event]) -> None:
+    async def _commit(self, batch: Batch) -> None:
         time_limit = asyncio.timeout(self._store_s)
         try:
             async with time_limit:
-                await self._store.append(
+                await self._store.commit(
                     self._session_id,
                     fence=self._fence,
                     expected_seq=self._stored_seq,
-                    events=batch,
+                    batch=batch,
                 )
         except TimeoutError as error:
             if not time_limit.expired():
@@ -195,12 +259,14 @@ class Cursor:
         """
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
-        while not (events := await self.read_nowait(limit)):
-            if self._log.closed:
-                return ()
-            if self._log.last_seq <= self._after:
+        while True:
+            last_seq = self._log.last_seq
+            if events := await self.read_nowait(limit):
+                return events
+            if self._log.last_seq == last_seq:
+                if self._log.closed:
+                    return ()
                 await self._log.changed()
-        return events
 
     async def read_nowait(self, limit: int = 256) -> Sequence[Event]:
         """Return what there is to read now, perhaps nothing."""

@@ -30,6 +30,11 @@ class Window:
         return len(self._events) - self._head
 
     @property
+    def weight(self) -> int:
+        """What the held events weigh, as `events.weight` counts."""
+        return self._weight
+
+    @property
     def first_seq(self) -> int | None:
         """Number of the oldest event held, None without any."""
         return self._events[self._head].seq if len(self) else None

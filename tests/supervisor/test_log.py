@@ -16,11 +16,18 @@ from session_supervisor.errors import Fenced
 from session_supervisor.events import Event, Gap, Text
 from session_supervisor.log import EventLog
 from session_supervisor.stores.memory import MemoryStore
+from session_supervisor.stores.records import Batch
+from tests.supervisor.stores.conformance import session
 from tests.support.virtual_time import run, virtual
 
 
-async def log_on(store: MemoryStore) -> EventLog:
-    return EventLog("s", store, fence=await store.acquire("s"), clock=Clock())
+async def log_on(store: MemoryStore, *, reserved: int = 0) -> EventLog:
+    """Return a log in whose first events `reserved` more may be shown before they are stored."""
+    lease = await store.create(session("s"))
+    log = EventLog("s", store, lease=lease, clock=Clock())
+    if reserved:
+        await log.commit(session=session("s"), reserve=reserved)
+    return log
 
 
 async def stored(store: MemoryStore) -> Sequence[Event]:
@@ -30,9 +37,9 @@ async def stored(store: MemoryStore) -> Sequence[Event]:
 @virtual()
 async def test_what_is_published_is_seen_at_once_and_stored_with_the_next_commit() -> None:
     store = MemoryStore()
-    log = await log_on(store)
-    event = log.publish(Text(content="a"), "t")
-    assert await log.cursor().read_nowait() == (event,)
+    log = await log_on(store, reserved=1)
+    log.publish(Text(content="a"), "t")
+    (event,) = await log.cursor().read_nowait()
     assert await stored(store) == ()
     (second,) = await log.commit((Text(content="b"), "t"))
     assert list(await stored(store)) == [event, second]
@@ -53,11 +60,9 @@ async def test_what_cannot_be_stored_is_seen_by_nobody() -> None:
 class SlowStore(MemoryStore):
     """A store that takes a second."""
 
-    async def append(
-        self, session_id: str, *, fence: int, expected_seq: int, events: Sequence[Event]
-    ) -> None:
+    async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
         await asyncio.sleep(1)
-        await super().append(session_id, fence=fence, expected_seq=expected_seq, events=events)
+        await super().commit(session_id, fence=fence, expected_seq=expected_seq, batch=batch)
 
 
 @virtual()
@@ -71,7 +76,7 @@ async def test_what_is_committed_is_seen_only_after_it_was_stored() -> None:
 
 @virtual()
 async def test_a_reader_waits_for_more_and_ends_with_the_log() -> None:
-    log = await log_on(MemoryStore())
+    log = await log_on(MemoryStore(), reserved=9)
     seen: list[int] = []
 
     async def read() -> None:
@@ -94,13 +99,13 @@ async def test_all_who_wait_hear_of_the_same_event() -> None:
         readers = [log.cursor(log.last_seq) for _ in range(3)]
         reading = [asyncio.get_running_loop().create_task(reader.read()) for reader in readers]
         await asyncio.sleep(1)
-        event = log.publish(Text(content="x"), "t")
+        (event,) = await log.commit((Text(content="x"), "t"))
         assert [list(events) for events in await asyncio.gather(*reading)] == [[event]] * 3
 
 
 @virtual()
 async def test_a_reader_that_stopped_waiting_leaves_nothing() -> None:
-    log = await log_on(MemoryStore())
+    log = await log_on(MemoryStore(), reserved=9)
     cursor = log.cursor()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
@@ -112,7 +117,7 @@ async def test_a_reader_that_stopped_waiting_leaves_nothing() -> None:
 @virtual()
 async def test_dropped_events_are_announced_to_whoever_missed_them() -> None:
     store = MemoryStore(Retention(events=10))
-    log = await log_on(store)
+    log = await log_on(store, reserved=9_999)
     for _ in range(log_room.RECENT_EVENTS + 100):
         log.publish(Text(content="x"))
     await log.commit()
@@ -135,12 +140,13 @@ async def test_dropped_events_are_announced_to_whoever_missed_them() -> None:
     ),
     st.integers(1, 30),
     st.integers(0, 60),
+    st.integers(0, 60),
 )
 def test_a_reader_gets_every_event_once_in_order_or_is_told_of_the_gap(
-    steps: list[tuple[str, int]], retained: int, after: int
+    steps: list[tuple[str, int]], retained: int, after: int, reserve: int
 ) -> None:
     async def main() -> None:
-        log = await log_on(MemoryStore(Retention(events=retained)))
+        log = await log_on(MemoryStore(Retention(events=retained)), reserved=reserve)
         cursor = log.cursor(after)
         expected = after + 1
         got: list[Event] = []
@@ -149,7 +155,7 @@ def test_a_reader_gets_every_event_once_in_order_or_is_told_of_the_gap(
                 for _ in range(count):
                     log.publish(Text(content="x" * 3000))
             elif step == "commit":
-                await log.commit(*[(Text(content="y"), "t")] * count)
+                await log.commit(*[(Text(content="y"), "t")] * count, reserve=reserve)
             else:
                 got.extend(await cursor.read_nowait(count))
         for event in got:
@@ -163,3 +169,47 @@ def test_a_reader_gets_every_event_once_in_order_or_is_told_of_the_gap(
         assert cursor.after == max(after, log.last_seq) or len(got) >= 10_000
 
     run(main)
+
+
+@virtual()
+async def test_no_number_is_shown_that_another_event_could_have() -> None:
+    store = MemoryStore()
+    log = await log_on(store, reserved=2)
+    for text in "abc":
+        log.publish(Text(content=text), "t")
+    assert [event.seq for event in await log.cursor().read_nowait()] == [1, 2]
+    assert log.unseen
+    assert log.unstored == 3
+    # The program is killed here, and another goes on with the log.
+    after = EventLog("s", store, lease=await store.acquire("s"), clock=Clock())
+    await after.commit((Text(content="x"), "t"))
+    gap, event = await after.cursor(1).read_nowait()
+    assert isinstance(gap.body, Gap)
+    assert (gap.body.after, gap.body.before) == (1, 3)
+    assert event.seq == 3
+
+
+@virtual()
+async def test_what_could_not_be_shown_comes_with_the_next_commit_in_order() -> None:
+    log = await log_on(MemoryStore())
+    log.publish(Text(content="a"), "t")
+    assert log.last_seq == 0
+    assert log.next_seq == 2
+    (second,) = await log.commit((Text(content="b"), "t"))
+    assert second.seq == 2
+    bodies = [event.body for event in await log.cursor().read_nowait()]
+    assert bodies == [Text(content="a"), Text(content="b")]
+
+
+@virtual()
+async def test_a_log_that_keeps_nothing_at_hand_is_read_from_the_store() -> None:
+    log = await log_on(MemoryStore(), reserved=5)
+    log.publish(Text(content="a"), "t")
+    log.forget()
+    assert len(await log.cursor().read_nowait()) == 1, "what is not stored must stay"
+    await log.commit()
+    log.forget()
+    cursor = log.cursor()
+    assert [event.seq for event in await cursor.read_nowait()] == [1]
+    await log.commit((Text(content="b"), "t"))
+    assert [event.seq for event in await cursor.read()] == [2]

@@ -3,69 +3,174 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from session_supervisor.config import Retention
-from session_supervisor.errors import Fenced, SequenceConflict
+from session_supervisor.errors import (
+    AlreadyExists,
+    ClaimTaken,
+    Fenced,
+    SequenceConflict,
+    UnknownSession,
+)
 from session_supervisor.events import Event
+from session_supervisor.results import Phase, TurnRecord
+from session_supervisor.stores.records import Batch, Claim, Found, Lease, SessionRecord
 from session_supervisor.window import Window
 
 
-@dataclass(slots=True)
-class _Log:
-    window: Window
-    fence: int = 0
+@dataclass(slots=True, kw_only=True)
+class _Kept:
+    record: SessionRecord
+    windows: list[Window]
+    """Runs of events without holes; a new writer may begin another."""
+    fence: int = 1
     last_seq: int = 0
+    reserved_seq: int = 0
+    turns: dict[str, TurnRecord] = field(default_factory=dict[str, TurnRecord])
 
 
 class MemoryStore:
-    """Keeps the newest events of every session in memory.
+    """Keeps sessions in memory, and of each one the newest events and turns.
 
     Args:
-        retention: How many events, and how much text, to keep of each session.
+        retention: How many events and turns, and how much text, to keep of each session.
     """
 
     def __init__(self, retention: Retention | None = None) -> None:
         self._retention = retention or Retention()
-        self._logs: dict[str, _Log] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._claims: dict[tuple[str, str], Claim] = {}
 
-    async def acquire(self, session_id: str) -> int:
+    @property
+    def durable(self) -> bool:
+        """It goes with its process."""
+        return False
+
+    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
+        """See `Store.create`."""
+        if session.session_id in self._kept:
+            raise AlreadyExists(session.session_id)
+        self._check_claims(claims)
+        self._kept[session.session_id] = _Kept(record=session, windows=[self._window()])
+        self._put_claims(claims)
+        return Lease(fence=1, last_seq=0)
+
+    async def acquire(self, session_id: str) -> Lease:
         """See `Store.acquire`."""
-        log = self._logs.get(session_id)
-        if log is None:
-            log = self._logs[session_id] = _Log(
-                Window(max_events=self._retention.events, max_weight=self._retention.event_bytes)
-            )
-        log.fence += 1
-        return log.fence
+        kept = self._kept.get(session_id)
+        if kept is None:
+            raise UnknownSession(session_id)
+        kept.fence += 1
+        if kept.reserved_seq > kept.last_seq:
+            kept.last_seq = kept.reserved_seq
+            kept.windows.append(self._window())
+        return Lease(fence=kept.fence, last_seq=kept.last_seq)
 
-    async def append(
-        self, session_id: str, *, fence: int, expected_seq: int, events: Sequence[Event]
-    ) -> None:
-        """See `Store.append`."""
-        log = self._logs.get(session_id)
-        if log is None or fence != log.fence:
+    async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
+        """See `Store.commit`."""
+        kept = self._kept.get(session_id)
+        if kept is None or fence != kept.fence:
             raise Fenced(
                 f"Session {session_id!r} has another writer, or was erased: this one must stop."
             )
+        events = batch.events
         follows_on = all(event.seq == expected_seq + n for n, event in enumerate(events, start=1))
-        if expected_seq != log.last_seq or not follows_on:
+        if expected_seq != kept.last_seq or not follows_on:
             raise SequenceConflict(
-                f"The log of session {session_id!r} ends at {log.last_seq}; it cannot be "
+                f"The log of session {session_id!r} ends at {kept.last_seq}; it cannot be "
                 f"extended from {expected_seq} by {[event.seq for event in events][:8]}."
             )
-        log.window.extend(events)
-        log.last_seq += len(events)
+        self._check_claims(batch.claims)
+        self._put_claims(batch.claims)
+        kept.windows[-1].extend(events)
+        kept.last_seq += len(events)
+        kept.reserved_seq = kept.last_seq + batch.reserve
+        self._trim_events(kept)
+        if batch.session is not None:
+            kept.record = batch.session
+        kept.turns.update((turn.turn_id, turn) for turn in batch.turns)
+        self._trim_turns(kept)
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[Event]:
         """See `Store.read`."""
-        log = self._logs.get(session_id)
-        return () if log is None else log.window.read(after=after, limit=limit)
+        kept = self._kept.get(session_id)
+        runs = () if kept is None else (w.read(after=after, limit=limit) for w in kept.windows)
+        return next(filter(None, runs), ())
 
-    async def erase(self, session_id: str) -> None:
+    async def take_over(self) -> Sequence[Found]:
+        """See `Store.take_over`."""
+        return [
+            Found(
+                session=kept.record,
+                lease=await self.acquire(session_id),
+                open_turns=[turn for turn in kept.turns.values() if turn.phase is not Phase.ENDED],
+            )
+            for session_id, kept in self._kept.items()
+        ]
+
+    async def turn(self, session_id: str, turn_id: str) -> TurnRecord | None:
+        """See `Store.turn`."""
+        kept = self._kept.get(session_id)
+        return None if kept is None else kept.turns.get(turn_id)
+
+    async def turns(self, session_id: str) -> Sequence[TurnRecord]:
+        """See `Store.turns`."""
+        kept = self._kept.get(session_id)
+        return [] if kept is None else list(kept.turns.values())
+
+    async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
+        """See `Store.claim`."""
+        claim = self._claims.get((owner, key))
+        return None if claim is None or claim.expires_at <= now else claim
+
+    async def erase(self, session_id: str, *, claims: bool = False) -> None:
         """See `Store.erase`."""
-        self._logs.pop(session_id, None)
+        self._kept.pop(session_id, None)
+        if not claims:
+            return
+        for key in [key for key, claim in self._claims.items() if claim.session_id == session_id]:
+            del self._claims[key]
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""
-        self._logs.clear()
+
+    def _window(self) -> Window:
+        return Window(max_events=self._retention.events, max_weight=self._retention.event_bytes)
+
+    def _trim_events(self, kept: _Kept) -> None:
+        """Drop the oldest runs that are too many; each keeps to the bounds by itself."""
+        while len(kept.windows) > 1 and (
+            sum(map(len, kept.windows)) > self._retention.events
+            or sum(window.weight for window in kept.windows) > self._retention.event_bytes
+        ):
+            del kept.windows[0]
+
+    def _trim_turns(self, kept: _Kept) -> None:
+        """Drop the oldest ended turns that are too many."""
+        if len(kept.turns) <= 1:
+            return
+        ended = [turn for turn in kept.turns.values() if turn.phase is Phase.ENDED]
+        total = 0
+        for newer, turn in enumerate(reversed(ended)):
+            total += len(turn.prompt) + len(turn.text)
+            if newer and (newer >= self._retention.turns or total > self._retention.turn_bytes):
+                del kept.turns[turn.turn_id]
+
+    def _check_claims(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            earlier = self._claims.get((claim.owner, claim.key))
+            if earlier is not None and earlier.expires_at > claim.claimed_at:
+                raise ClaimTaken(claim.key)
+
+    def _put_claims(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            # In the order in which they were made, which is that in which they expire.
+            while self._claims:
+                key, oldest = next(iter(self._claims.items()))
+                if oldest.expires_at > claim.claimed_at:
+                    break
+                del self._claims[key]
+            self._claims.pop((claim.owner, claim.key), None)
+            self._claims[claim.owner, claim.key] = claim

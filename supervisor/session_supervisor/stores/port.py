@@ -1,45 +1,74 @@
-"""The port `Store`: where a session's log is kept.
+"""The port `Store`: where sessions, their turns and their logs are kept.
 
-A store holds one append-only log for each session, and lets one writer at a time extend it.
-`acquire` makes the caller that writer and gives it a fence, a number that grows; an append with
-an older fence is refused, so that a writer which was presumed dead can do no harm. (Leslie
-Lamport's and Martin Kleppmann's fencing tokens.) `expected_seq` catches a writer that is wrong
-about where the log ends.
+A store lets one writer at a time extend a session. `create` and `acquire` make the caller that
+writer and give it a lease with a fence, a number that grows; a commit with an older fence is
+refused, so that a writer which was presumed dead can do no harm. (Leslie Lamport's and Martin
+Kleppmann's fencing tokens.) `expected_seq` catches a writer that is wrong about where the log
+ends.
+
+A log is append-only, its events numbered from 1. Numbers have no holes but one kind: what a writer
+reserved, showed to readers and never stored is lost with it, and the next writer goes on above.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 from session_supervisor.events import Event
+from session_supervisor.results import TurnRecord
+from session_supervisor.stores.records import Batch, Claim, Found, Lease, SessionRecord
 
 
 class Store(Protocol):
-    """Append-only, fenced logs, one for each session."""
+    """Sessions with their turns and fenced, append-only logs."""
 
-    async def acquire(self, session_id: str) -> int:
-        """Become the session's only writer, and make its log if there is none.
+    @property
+    def durable(self) -> bool:
+        """Whether what it keeps outlives the process that it is in."""
+        ...
 
-        Returns:
-            The fence to write with. Every earlier one is void.
+    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
+        """Keep a new session, and become its only writer.
+
+        Args:
+            session: The session.
+            claims: Keys for the work that begins with it.
+
+        Raises:
+            AlreadyExists: There is a session with its id.
+            ClaimTaken: A key has been claimed before; nothing was kept.
         """
         ...
 
-    async def append(
-        self, session_id: str, *, fence: int, expected_seq: int, events: Sequence[Event]
-    ) -> None:
-        """Add events to the end of a log, all or none; they are safe when this returns.
+    async def acquire(self, session_id: str) -> Lease:
+        """Become the only writer of a session that is kept. Every earlier lease is void.
+
+        Raises:
+            UnknownSession: There is none, or it was erased.
+        """
+        ...
+
+    async def take_over(self) -> Sequence[Found]:
+        """Become the only writer of every session that is kept; oldest first."""
+        ...
+
+    async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
+        """Add to a session, all or none; it is safe when this returns.
 
         Args:
-            session_id: Whose log.
-            fence: From `acquire`.
-            expected_seq: Sequence number of the last event in the log, 0 for an empty one.
-            events: In order, numbered on from `expected_seq`.
+            session_id: Which.
+            fence: From the lease.
+            expected_seq: Number of the last event that was committed or, if none was since,
+                `Lease.last_seq`.
+            batch: What to add.
 
         Raises:
             Fenced: Somebody acquired the session since, or it was erased.
-            SequenceConflict: The log does not end at `expected_seq`.
+            SequenceConflict: The log does not end at `expected_seq`, or the events do not go on
+                from there.
+            ClaimTaken: A key has been claimed before.
         """
         ...
 
@@ -48,18 +77,42 @@ class Store(Protocol):
 
         Args:
             session_id: Whose log.
-            after: Sequence number before the first wanted; 0 from the beginning.
+            after: Number before the first wanted; 0 from the beginning.
             limit: Most events to return.
 
         Returns:
-            The first events still kept whose number is greater than `after`; empty at the end of
-            the log and for an unknown session. The first number is greater than `after + 1`
-            where retention has dropped some.
+            The first events still kept whose number is greater than `after`, up to the next hole;
+            empty at the end of the log and for an unknown session. The first number is greater
+            than `after + 1` where events before it are lost, or retention has dropped them.
         """
         ...
 
-    async def erase(self, session_id: str) -> None:
-        """Forget a session; nothing happens if there is none."""
+    async def turn(self, session_id: str, turn_id: str) -> TurnRecord | None:
+        """Return a turn, or None if there is none, or it is no longer kept."""
+        ...
+
+    async def turns(self, session_id: str) -> Sequence[TurnRecord]:
+        """Return every turn of a session that is kept, in the order of their first commit."""
+        ...
+
+    async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
+        """Return what an owner's key stands for, or None if it stands for nothing (any more).
+
+        Args:
+            owner: Whose key.
+            key: What the caller named its work.
+            now: Claims that expired by then are void.
+        """
+        ...
+
+    async def erase(self, session_id: str, *, claims: bool = False) -> None:
+        """Forget a session with everything of it; nothing happens if there is none.
+
+        Args:
+            session_id: Which.
+            claims: Whether the keys for its work may be used for other work: there was none. Else
+                they go on until they expire, so that a late retry does not do the work again.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from session_supervisor.errors import Fenced, SequenceConflict
-from session_supervisor.events import Event, Text
+from session_supervisor.config import Retention
+from session_supervisor.errors import (
+    AlreadyExists,
+    ClaimTaken,
+    Fenced,
+    SequenceConflict,
+    UnknownSession,
+)
+from session_supervisor.events import Body, Discard, Done, Event, Result, Text, Thinking, ToolResult
+from session_supervisor.lifecycle import State
+from session_supervisor.results import Accounting, Origin, Outcome, Phase, TurnRecord, TurnResult
+from session_supervisor.spec import SessionKind, SessionSpec
 from session_supervisor.stores.port import Store
+from session_supervisor.stores.records import Batch, Claim, SessionRecord
 
-AT = datetime(2026, 1, 1, tzinfo=UTC)
+AT = datetime(2026, 1, 1, 12, 30, 15, 123457, tzinfo=UTC)
 
 
 def run_of(first: int, count: int) -> list[Event]:
@@ -20,11 +32,65 @@ def run_of(first: int, count: int) -> list[Event]:
     ]
 
 
+def session(session_id: str = "a", owner: str = "alice") -> SessionRecord:
+    return SessionRecord(
+        session_id=session_id,
+        owner=owner,
+        kind=SessionKind.CONVERSATION,
+        spec=SessionSpec(model="sonnet", allowed_tools=("Read",)),
+        cwd="/somewhere",
+        private=True,
+        created_at=AT,
+        active_at=AT,
+    )
+
+
+def turn(turn_id: str, phase: Phase = Phase.QUEUED, text: str = "") -> TurnRecord:
+    result = TurnResult(
+        session_id="a",
+        turn_id=turn_id,
+        origin=Origin.USER,
+        outcome=Outcome.COMPLETED,
+        text=text,
+        accounting=Accounting(usage={"in": [1, None]}, permission_denials=({"tool": "Bash"},)),
+    )
+    return TurnRecord(
+        session_id="a",
+        turn_id=turn_id,
+        origin=Origin.USER,
+        prompt="why?",
+        phase=phase,
+        text=text,
+        accepted_at=AT,
+        first_seq=1,
+        result=result if phase is Phase.ENDED else None,
+    )
+
+
+def claim(key: str, *, owner: str = "alice", session_id: str = "a", hour: int = 0) -> Claim:
+    at = AT + timedelta(hours=hour)
+    return Claim(
+        owner=owner,
+        key=key,
+        digest="d",
+        session_id=session_id,
+        turn_id="t",
+        claimed_at=at,
+        expires_at=at + timedelta(hours=24),
+    )
+
+
+async def add(
+    store: Store, fence: int, expected_seq: int, events: Sequence[Event], *, to: str = "a"
+) -> None:
+    await store.commit(to, fence=fence, expected_seq=expected_seq, batch=Batch(events=events))
+
+
 @pytest.mark.anyio
 class StoreConformance:
-    """Subclass it with a `make_store` that returns a store without retention to speak of."""
+    """Subclass it with a `make_store`."""
 
-    async def make_store(self) -> Store:
+    async def make_store(self, retention: Retention | None = None) -> Store:
         raise NotImplementedError
 
     @pytest.fixture
@@ -33,44 +99,77 @@ class StoreConformance:
         yield store
         await store.aclose()
 
-    async def test_what_was_appended_is_read_in_order(self, store: Store) -> None:
-        fence = await store.acquire("a")
-        await store.append("a", fence=fence, expected_seq=0, events=run_of(1, 3))
-        await store.append("a", fence=fence, expected_seq=3, events=run_of(4, 2))
+    # -- logs ------------------------------------------------------------------------------
+
+    async def test_what_was_committed_is_read_in_order(self, store: Store) -> None:
+        lease = await store.create(session())
+        assert lease.last_seq == 0
+        await add(store, lease.fence, 0, run_of(1, 3))
+        await add(store, lease.fence, 3, run_of(4, 2))
         assert list(await store.read("a", after=0, limit=100)) == run_of(1, 5)
 
+    async def test_every_kind_of_event_comes_back_as_it_was(self, store: Store) -> None:
+        bodies: tuple[Body, ...] = (
+            Text(content="half of \ud83d"),
+            Text(content=""),
+            Thinking(content="hm\x00"),
+            Text(content="\ude00 and more \U0001f600"),
+            Discard(after=3),
+            ToolResult(tool_use_id="x", content=[{"deep": [1.5, None, True]}], is_error=True),
+            Result(num_turns=2, total_cost_usd=0.1, usage={"a": 1}, permission_denials=({},)),
+            Done(
+                outcome=Outcome.COMPLETED,
+                response="é \ud83d",
+                duration_ms=1,
+                num_turns=2,
+                total_cost_usd=0.1,
+            ),
+        )
+        events = [
+            Event(seq, None if seq == 5 else "turn", AT + timedelta(microseconds=seq), body)
+            for seq, body in enumerate(bodies, start=1)
+        ]
+        lease = await store.create(session())
+        await add(store, lease.fence, 0, events)
+        assert list(await store.read("a", after=0, limit=100)) == events
+
     async def test_reading_begins_behind_a_number_and_keeps_a_limit(self, store: Store) -> None:
-        fence = await store.acquire("a")
-        await store.append("a", fence=fence, expected_seq=0, events=run_of(1, 10))
+        lease = await store.create(session())
+        await add(store, lease.fence, 0, run_of(1, 10))
         assert list(await store.read("a", after=4, limit=3)) == run_of(5, 3)
         assert list(await store.read("a", after=10, limit=3)) == []
 
     async def test_an_unknown_session_is_empty(self, store: Store) -> None:
         assert list(await store.read("nobody", after=0, limit=10)) == []
+        assert list(await store.turns("nobody")) == []
+        with pytest.raises(UnknownSession):
+            await store.acquire("nobody")
 
     async def test_sessions_do_not_mix(self, store: Store) -> None:
-        for session in ("a", "b"):
-            fence = await store.acquire(session)
-            await store.append(session, fence=fence, expected_seq=0, events=run_of(1, 1))
+        for name in ("a", "b"):
+            lease = await store.create(session(name))
+            await add(store, lease.fence, 0, run_of(1, 1), to=name)
         await store.erase("a")
         assert list(await store.read("a", after=0, limit=10)) == []
         assert list(await store.read("b", after=0, limit=10)) == run_of(1, 1)
+        assert [one.session.session_id for one in await store.take_over()] == ["b"]
 
     async def test_an_older_fence_cannot_write(self, store: Store) -> None:
-        old = await store.acquire("a")
-        await store.append("a", fence=old, expected_seq=0, events=run_of(1, 1))
+        old = await store.create(session())
+        await add(store, old.fence, 0, run_of(1, 1))
         new = await store.acquire("a")
-        assert new > old
+        assert new.fence > old.fence
+        assert new.last_seq == 1
         with pytest.raises(Fenced):
-            await store.append("a", fence=old, expected_seq=1, events=run_of(2, 1))
-        await store.append("a", fence=new, expected_seq=1, events=run_of(2, 1))
+            await add(store, old.fence, 1, run_of(2, 1))
+        await add(store, new.fence, 1, run_of(2, 1))
         assert list(await store.read("a", after=0, limit=10)) == run_of(1, 2)
 
     async def test_an_erased_session_cannot_be_written(self, store: Store) -> None:
-        fence = await store.acquire("a")
+        lease = await store.create(session())
         await store.erase("a")
         with pytest.raises(Fenced):
-            await store.append("a", fence=fence, expected_seq=0, events=run_of(1, 1))
+            await add(store, lease.fence, 0, run_of(1, 1))
 
     @pytest.mark.parametrize(
         ("expected_seq", "first"), [(0, 1), (1, 2), (3, 4), (2, 4), (2, 2), (2, 1)]
@@ -78,8 +177,164 @@ class StoreConformance:
     async def test_a_log_is_only_extended_from_its_end(
         self, store: Store, expected_seq: int, first: int
     ) -> None:
-        fence = await store.acquire("a")
-        await store.append("a", fence=fence, expected_seq=0, events=run_of(1, 2))
+        lease = await store.create(session())
+        await add(store, lease.fence, 0, run_of(1, 2))
         with pytest.raises(SequenceConflict):
-            await store.append("a", fence=fence, expected_seq=expected_seq, events=run_of(first, 2))
+            await add(store, lease.fence, expected_seq, run_of(first, 2))
         assert list(await store.read("a", after=0, limit=10)) == run_of(1, 2)
+
+    # -- reserved numbers --------------------------------------------------------------------
+
+    async def test_reserved_numbers_are_never_given_again(self, store: Store) -> None:
+        lease = await store.create(session())
+        batch = Batch(events=run_of(1, 2), reserve=100)
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        lease = await store.acquire("a")
+        assert lease.last_seq == 102
+        await add(store, lease.fence, 102, run_of(103, 2))
+        assert list(await store.read("a", after=0, limit=10)) == run_of(1, 2)
+        assert list(await store.read("a", after=2, limit=10)) == run_of(103, 2)
+        assert list(await store.read("a", after=50, limit=10)) == run_of(103, 2)
+        assert (await store.acquire("a")).last_seq == 104
+
+    async def test_a_writer_may_use_what_it_reserved(self, store: Store) -> None:
+        lease = await store.create(session())
+        batch = Batch(events=run_of(1, 2), reserve=100)
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        await add(store, lease.fence, 2, run_of(3, 2))
+        assert list(await store.read("a", after=0, limit=10)) == run_of(1, 4)
+        assert (await store.acquire("a")).last_seq == 4
+
+    async def test_whoever_takes_over_goes_on_with_every_session(self, store: Store) -> None:
+        first = await store.create(session("b"))
+        await store.create(session("a"))
+        batch = Batch(
+            events=run_of(1, 1),
+            turns=[turn("t1", Phase.ENDED), turn("t2", Phase.RUNNING), turn("t3")],
+            reserve=9,
+        )
+        await store.commit("b", fence=first.fence, expected_seq=0, batch=batch)
+        b, a = await store.take_over()
+        assert b.session == session("b")
+        assert b.lease.last_seq == 10
+        assert list(b.open_turns) == [turn("t2", Phase.RUNNING), turn("t3")]
+        assert a.session == session("a")
+        assert a.lease.last_seq == 0
+        assert list(a.open_turns) == []
+        with pytest.raises(Fenced):
+            await add(store, first.fence, 1, run_of(2, 1), to="b")
+        await add(store, b.lease.fence, 10, run_of(11, 1), to="b")
+        assert (await store.acquire("b")).last_seq == 11
+
+    # -- sessions and turns ------------------------------------------------------------------
+
+    async def test_sessions_come_back_in_order_as_they_are_now(self, store: Store) -> None:
+        first, second = session("b"), session("a")
+        lease = await store.create(first)
+        await store.create(second)
+        changed = replace(
+            first,
+            state=State.FAILED,
+            agent_session_id="theirs",
+            metadata={"k": "v"},
+            total_cost_usd=0.25,
+        )
+        batch = Batch(session=changed)
+        await store.commit("b", fence=lease.fence, expected_seq=0, batch=batch)
+        assert [found.session for found in await store.take_over()] == [changed, second]
+
+    async def test_a_session_is_created_once(self, store: Store) -> None:
+        await store.create(session())
+        with pytest.raises(AlreadyExists):
+            await store.create(session())
+
+    async def test_turns_keep_their_place_when_they_change(self, store: Store) -> None:
+        lease = await store.create(session())
+        batch = Batch(turns=[turn("t1"), turn("t2")])
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        ended = turn("t1", Phase.ENDED, "because \ud83d")
+        batch = Batch(turns=[ended, turn("t3")])
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        assert list(await store.turns("a")) == [ended, turn("t2"), turn("t3")]
+        assert await store.turn("a", "t1") == ended
+        assert await store.turn("a", "t9") is None
+        assert await store.turn("b", "t1") is None
+
+    async def test_a_refused_commit_leaves_nothing(self, store: Store) -> None:
+        lease = await store.create(session())
+        with pytest.raises(SequenceConflict):
+            await store.commit(
+                "a",
+                fence=lease.fence,
+                expected_seq=7,
+                batch=Batch(events=run_of(8, 1), turns=[turn("t")], claims=[claim("k")]),
+            )
+        assert list(await store.turns("a")) == []
+        assert await store.claim("alice", "k", now=AT) is None
+
+    # -- claims --------------------------------------------------------------------------------
+
+    async def test_a_key_stands_for_one_piece_of_work_of_one_owner(self, store: Store) -> None:
+        await store.create(session("a"), claims=[claim("k")])
+        assert await store.claim("alice", "k", now=AT) == claim("k")
+        assert await store.claim("bob", "k", now=AT) is None
+        with pytest.raises(ClaimTaken):
+            await store.create(session("b"), claims=[claim("k", session_id="b")])
+        assert [one.session.session_id for one in await store.take_over()] == ["a"]
+        await store.create(session("b"), claims=[claim("k", owner="bob", session_id="b")])
+
+    async def test_a_key_outlives_its_session_until_it_expires(self, store: Store) -> None:
+        lease = await store.create(session(), claims=[claim("k"), claim("other", hour=1)])
+        assert await store.claim("alice", "k", now=AT + timedelta(hours=24)) is None
+        batch = Batch(claims=[claim("k", hour=24)])
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        assert await store.claim("alice", "k", now=AT + timedelta(hours=25)) is not None
+        await store.erase("a")
+        assert await store.claim("alice", "other", now=AT) is not None, "a retry is not new work"
+        await store.create(session("b"), claims=[claim("third", session_id="b")])
+        await store.erase("b", claims=True)
+        assert await store.claim("alice", "third", now=AT) is None
+        assert await store.claim("alice", "other", now=AT) is not None
+
+    # -- retention -----------------------------------------------------------------------------
+
+    async def test_retention_drops_the_oldest_events(self) -> None:
+        store = await self.make_store(Retention(events=3))
+        lease = await store.create(session())
+        for seq in range(1, 11):
+            body = Text(content=f"{seq}") if seq % 2 else Discard(after=0)
+            await add(store, lease.fence, seq - 1, [Event(seq, "turn", AT, body)])
+        kept = [event.seq for event in await store.read("a", after=0, limit=10)]
+        assert kept == [8, 9, 10]
+        await store.aclose()
+
+    async def test_retention_drops_the_oldest_ended_turns(self) -> None:
+        store = await self.make_store(Retention(turns=2))
+        lease = await store.create(session())
+        turns = [turn("open"), *(turn(f"t{n}", Phase.ENDED) for n in range(5))]
+        for one in turns:
+            await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(turns=[one]))
+        assert [one.turn_id for one in await store.turns("a")] == ["open", "t3", "t4"]
+        await store.aclose()
+
+    async def test_what_is_kept_by_size_is_prompts_and_answers_and_always_the_last(self) -> None:
+        store = await self.make_store(Retention(turn_bytes=108))
+        lease = await store.create(session())
+
+        async def end(turn_id: str, length: int) -> None:
+            one = turn(turn_id, Phase.ENDED, "y" * length)  # and a prompt of 4
+            await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(turns=[one]))
+
+        async def kept() -> list[str]:
+            return [one.turn_id for one in await store.turns("a")]
+
+        await end("a", 50)
+        await end("b", 50)
+        assert await kept() == ["a", "b"], "just as much as there may be"
+        await end("c", 1)
+        assert await kept() == ["b", "c"]
+        await end("d", 40)
+        assert await kept() == ["b", "c", "d"], "what was dropped does not count any more"
+        await end("e", 1000)
+        assert await kept() == ["e"]
+        await store.aclose()

@@ -10,15 +10,8 @@ from tests.supervisor.stores.conformance import StoreConformance, run_of
 
 
 class TestMemoryStore(StoreConformance):
-    async def make_store(self) -> Store:
-        return MemoryStore()
-
-    async def test_retention_drops_the_oldest(self) -> None:
-        store = MemoryStore(Retention(events=3))
-        fence = await store.acquire("a")
-        await store.append("a", fence=fence, expected_seq=0, events=run_of(1, 10))
-        assert list(await store.read("a", after=0, limit=10)) == run_of(8, 3)
-        assert list(await store.read("a", after=8, limit=10)) == run_of(9, 2)
+    async def make_store(self, retention: Retention | None = None) -> Store:
+        return MemoryStore(retention)
 
 
 @given(

@@ -1,0 +1,122 @@
+"""The tables, and how an older file becomes one of today."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from session_supervisor.errors import StoreError
+
+APPLICATION_ID = 0x43535356
+"""Marks a file as ours: the letters CSSV."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE sessions (
+        session_id TEXT PRIMARY KEY,
+        number INTEGER NOT NULL,
+        fence INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        reserved_seq INTEGER NOT NULL,
+        events INTEGER NOT NULL,
+        event_bytes INTEGER NOT NULL,
+        record BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX sessions_in_order ON sessions (number);
+    CREATE TABLE turns (
+        session_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        turn_id TEXT NOT NULL,
+        ended INTEGER NOT NULL,
+        weight INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (session_id, number)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX turns_by_id ON turns (session_id, turn_id);
+    CREATE INDEX open_turns ON turns (session_id, number) WHERE NOT ended;
+    CREATE TABLE runs (
+        session_id TEXT NOT NULL,
+        last_seq INTEGER NOT NULL,
+        first_seq INTEGER NOT NULL,
+        weight INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (session_id, last_seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE claims (
+        owner TEXT NOT NULL,
+        key TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        expires_at INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (owner, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX claims_by_session ON claims (session_id);
+    CREATE INDEX claims_by_age ON claims (expires_at);
+    CREATE TABLE transcripts (
+        project_key TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        subpath TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        uuid TEXT,
+        at INTEGER NOT NULL,
+        entry BLOB NOT NULL,
+        PRIMARY KEY (project_key, session_id, subpath, number)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX transcripts_once ON transcripts (project_key, session_id, subpath, uuid)
+        WHERE uuid IS NOT NULL;
+    """,
+)
+"""What makes each version of the schema out of the one before; the first out of nothing. Never
+change one that was released: add another."""
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Make a file ready for use, whatever its version.
+
+    Raises:
+        StoreError: It is no database, another program's, or one of a newer version of ours.
+    """
+    from session_supervisor.stores.sqlite.database import failure
+
+    try:
+        _prepare(connection, path)
+    except sqlite3.Error as error:
+        raise failure(error, path) from error
+
+
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the version of a file's tables; 0: there are none yet.
+
+    Raises:
+        StoreError: It is another program's, or of a newer version of ours.
+        sqlite3.Error: It is no database, or cannot be read.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != APPLICATION_ID and (application or version or tables):
+        raise StoreError(
+            f"{str(path)!r} is a database of another program. Name another file, or move it away."
+        )
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{str(path)!r} was written by a newer version of this program (schema {version}, "
+            f"known up to {len(MIGRATIONS)}). Run that version, or restore a backup."
+        )
+    return int(version)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    version = version_of(connection, path)
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreError(
+            f"{str(path)!r} cannot have a write-ahead log here. Put it on a local disk."
+        )
+    # Every commit is on the disk when it is acknowledged, also if the power fails.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {statements} PRAGMA user_version = {number}; COMMIT;"
+        )

@@ -1,0 +1,321 @@
+"""`SqliteStore`: sessions in one file, safe when acknowledged."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from session_supervisor.config import Retention
+from session_supervisor.errors import (
+    AlreadyExists,
+    ClaimTaken,
+    Fenced,
+    SequenceConflict,
+    UnknownSession,
+)
+from session_supervisor.events import Event
+from session_supervisor.results import Phase, TurnRecord
+from session_supervisor.stores import codec
+from session_supervisor.stores.records import Batch, Claim, Found, Lease, SessionRecord
+from session_supervisor.stores.sqlite.database import Database
+from session_supervisor.stores.sqlite.transcripts import SqliteTranscripts
+
+
+class SqliteStore:
+    """Keeps everything in one SQLite database.
+
+    Args:
+        path: The file; made if there is none. It must be on a local disk.
+        retention: How many events and turns, and how much text, to keep of each session.
+
+    Attributes:
+        transcripts: Claude Code's own transcripts, for `ClaudeAgent`.
+
+    Raises:
+        StoreError: The file cannot be opened, is another program's, or of a newer version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], retention: Retention | None = None) -> None:
+        self._database = Database(Path(path))
+        self._retention = retention or Retention()
+        self.transcripts = SqliteTranscripts(self._database)
+
+    @property
+    def durable(self) -> bool:
+        """It outlives its process."""
+        return True
+
+    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
+        """See `Store.create`."""
+
+        def work(db: sqlite3.Connection) -> Lease:
+            try:
+                db.execute(
+                    "INSERT INTO sessions VALUES (?, "
+                    "(SELECT coalesce(max(number), 0) + 1 FROM sessions), 1, 0, 0, 0, 0, ?)",
+                    (session.session_id, codec.encode_session(session)),
+                )
+            except sqlite3.IntegrityError:
+                raise AlreadyExists(session.session_id) from None
+            _insert_claims(db, claims)
+            return Lease(fence=1, last_seq=0)
+
+        return await self._database.write(work)
+
+    async def acquire(self, session_id: str) -> Lease:
+        """See `Store.acquire`."""
+
+        def work(db: sqlite3.Connection) -> Lease:
+            row = db.execute(
+                "UPDATE sessions SET fence = fence + 1, last_seq = reserved_seq "
+                "WHERE session_id = ? RETURNING fence, last_seq",
+                (session_id,),
+            ).fetchone()
+            if row is None:
+                raise UnknownSession(session_id)
+            return Lease(fence=row[0], last_seq=row[1])
+
+        return await self._database.write(work)
+
+    async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
+        """See `Store.commit`."""
+        await self._database.write(
+            lambda db: self._commit(db, session_id, fence, expected_seq, batch)
+        )
+
+    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[Event]:
+        """See `Store.read`."""
+        return await self._database.read(lambda db: _read(db, session_id, after, limit))
+
+    async def take_over(self) -> Sequence[Found]:
+        """See `Store.take_over`."""
+
+        def work(db: sqlite3.Connection) -> list[Found]:
+            open_turns: dict[str, list[TurnRecord]] = {}
+            for session_id, record in db.execute(
+                "SELECT session_id, record FROM turns WHERE NOT ended ORDER BY session_id, number"
+            ):
+                open_turns.setdefault(session_id, []).append(codec.decode_turn(record))
+            db.execute("UPDATE sessions SET fence = fence + 1, last_seq = reserved_seq")
+            rows = db.execute("SELECT fence, last_seq, record FROM sessions ORDER BY number")
+            return [
+                Found(
+                    session=(session := codec.decode_session(record)),
+                    lease=Lease(fence=fence, last_seq=last_seq),
+                    open_turns=open_turns.get(session.session_id, ()),
+                )
+                for fence, last_seq, record in rows
+            ]
+
+        return await self._database.write(work)
+
+    async def turn(self, session_id: str, turn_id: str) -> TurnRecord | None:
+        """See `Store.turn`."""
+
+        def work(db: sqlite3.Connection) -> TurnRecord | None:
+            row = db.execute(
+                "SELECT record FROM turns WHERE session_id = ? AND turn_id = ?",
+                (session_id, turn_id),
+            ).fetchone()
+            return None if row is None else codec.decode_turn(row[0])
+
+        return await self._database.read(work)
+
+    async def turns(self, session_id: str) -> Sequence[TurnRecord]:
+        """See `Store.turns`."""
+
+        def work(db: sqlite3.Connection) -> list[TurnRecord]:
+            rows = db.execute(
+                "SELECT record FROM turns WHERE session_id = ? ORDER BY number", (session_id,)
+            )
+            return [codec.decode_turn(record) for (record,) in rows]
+
+        return await self._database.read(work)
+
+    async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
+        """See `Store.claim`."""
+
+        def work(db: sqlite3.Connection) -> Claim | None:
+            row = db.execute(
+                "SELECT record FROM claims WHERE owner = ? AND key = ?", (owner, key)
+            ).fetchone()
+            found = None if row is None else codec.decode_claim(row[0])
+            return None if found is None or found.expires_at <= now else found
+
+        return await self._database.read(work)
+
+    async def erase(self, session_id: str, *, claims: bool = False) -> None:
+        """See `Store.erase`."""
+
+        def work(db: sqlite3.Connection) -> None:
+            tables = ("sessions", "turns", "runs")
+            for table in (*tables, "claims") if claims else tables:
+                db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
+
+        await self._database.write(work)
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        await self._database.aclose()
+
+    # -- in the writer's thread --------------------------------------------------------------
+
+    def _commit(
+        self,
+        db: sqlite3.Connection,
+        session_id: str,
+        fence: int,
+        expected_seq: int,
+        batch: Batch,
+    ) -> None:
+        row = db.execute(
+            "SELECT fence, last_seq, events, event_bytes FROM sessions WHERE session_id = ?",
+            (session_id,),
+        ).fetchone()
+        if row is None or row[0] != fence:
+            raise Fenced(
+                f"Session {session_id!r} has another writer, or was erased: this one must stop."
+            )
+        _, last_seq, count, weight = row
+        follows_on = all(
+            event.seq == expected_seq + n for n, event in enumerate(batch.events, start=1)
+        )
+        if expected_seq != last_seq or not follows_on:
+            raise SequenceConflict(
+                f"The log of session {session_id!r} ends at {last_seq}; it cannot be extended "
+                f"from {expected_seq} by {[event.seq for event in batch.events][:8]}."
+            )
+        added_count, added_weight = _append(db, session_id, batch.events)
+        count, weight = count + added_count, weight + added_weight
+        if count > self._retention.events or weight > self._retention.event_bytes:
+            count, weight = self._drop_oldest(db, session_id, count, weight)
+        last_seq += len(batch.events)
+        db.execute(
+            "UPDATE sessions SET last_seq = ?, reserved_seq = ?, events = ?, event_bytes = ? "
+            "WHERE session_id = ?",
+            (last_seq, last_seq + batch.reserve, count, weight, session_id),
+        )
+        if batch.session is not None:
+            db.execute(
+                "UPDATE sessions SET record = ? WHERE session_id = ?",
+                (codec.encode_session(batch.session), session_id),
+            )
+        _put_turns(db, session_id, batch.turns)
+        if any(turn.phase is Phase.ENDED for turn in batch.turns):
+            self._drop_turns(db, session_id)
+        _insert_claims(db, batch.claims)
+
+    def _drop_oldest(
+        self, db: sqlite3.Connection, session_id: str, count: int, weight: int
+    ) -> tuple[int, int]:
+        """Drop rows from the front of a log until it is within the retention."""
+        rows = db.execute(
+            # The newest row stays in any case.
+            "SELECT first_seq, last_seq, weight FROM runs WHERE session_id = ? AND last_seq < "
+            "(SELECT max(last_seq) FROM runs WHERE session_id = ?) ORDER BY last_seq",
+            (session_id, session_id),
+        )
+        dropped_to = 0
+        for first_seq, last_seq, row_weight in rows:  # only as many as it takes are looked at
+            if count <= self._retention.events and weight <= self._retention.event_bytes:
+                break
+            count -= last_seq - first_seq + 1
+            weight -= row_weight
+            dropped_to = last_seq
+        db.execute(
+            "DELETE FROM runs WHERE session_id = ? AND last_seq <= ?", (session_id, dropped_to)
+        )
+        return count, weight
+
+    def _drop_turns(self, db: sqlite3.Connection, session_id: str) -> None:
+        """Drop the oldest ended turns that are too many."""
+        rows = db.execute(
+            "SELECT number, weight FROM turns WHERE session_id = ? AND ended ORDER BY number DESC",
+            (session_id,),
+        ).fetchall()
+        total = 0
+        for kept, (number, weight) in enumerate(rows):
+            total += weight
+            if kept and (kept >= self._retention.turns or total > self._retention.turn_bytes):
+                db.execute(
+                    "DELETE FROM turns WHERE session_id = ? AND ended AND number <= ?",
+                    (session_id, number),
+                )
+                return
+
+
+def _append(db: sqlite3.Connection, session_id: str, events: Sequence[Event]) -> tuple[int, int]:
+    """Add events behind a log; return how many there are more, and what they weigh."""
+    if not events:
+        return 0, 0
+    weight = 0
+    row = db.execute(
+        "SELECT first_seq, last_seq, weight, record FROM runs WHERE session_id = ? "
+        "AND last_seq = ?",
+        (session_id, events[0].seq - 1),
+    ).fetchone()
+    last = None if row is None else codec.Run(*row)
+    for run in codec.runs_of(events, last=last):
+        weight += run.weight
+        if last is not None and run.first_seq == last.first_seq:
+            weight -= last.weight
+            db.execute(
+                "DELETE FROM runs WHERE session_id = ? AND last_seq = ?",
+                (session_id, last.last_seq),
+            )
+        db.execute(
+            "INSERT INTO runs (session_id, first_seq, last_seq, weight, record) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (session_id, run.first_seq, run.last_seq, run.weight, run.record),
+        )
+    return len(events), weight
+
+
+def _read(db: sqlite3.Connection, session_id: str, after: int, limit: int) -> list[Event]:
+    rows = db.execute(
+        "SELECT first_seq, last_seq, record FROM runs WHERE session_id = ? AND last_seq > ? "
+        "ORDER BY last_seq",
+        (session_id, after),
+    )
+    found: list[Event] = []
+    for first_seq, _, record in rows:
+        if found and first_seq > found[-1].seq + 1:  # a hole: it is told of when it comes first
+            break
+        found += (event for event in codec.events_of(first_seq, record) if event.seq > after)
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _put_turns(db: sqlite3.Connection, session_id: str, turns: Sequence[TurnRecord]) -> None:
+    for turn in turns:
+        db.execute(
+            "INSERT INTO turns VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM turns "
+            "WHERE session_id = ?), ?, ?, ?, ?) ON CONFLICT (session_id, turn_id) DO UPDATE SET "
+            "ended = excluded.ended, weight = excluded.weight, record = excluded.record",
+            (
+                session_id,
+                session_id,
+                turn.turn_id,
+                turn.phase is Phase.ENDED,
+                len(turn.prompt) + len(turn.text),
+                codec.encode_turn(turn),
+            ),
+        )
+
+
+def _insert_claims(db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
+    for claim in claims:
+        # Whatever has expired makes room, and goes.
+        db.execute("DELETE FROM claims WHERE expires_at <= ?", (codec.stamp(claim.claimed_at),))
+        expires_at = codec.stamp(claim.expires_at)
+        try:
+            db.execute(
+                "INSERT INTO claims VALUES (?, ?, ?, ?, ?)",
+                (claim.owner, claim.key, claim.session_id, expires_at, codec.encode_claim(claim)),
+            )
+        except sqlite3.IntegrityError:
+            raise ClaimTaken(claim.key) from None
