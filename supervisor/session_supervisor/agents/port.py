@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from pydantic import JsonValue
 
@@ -278,6 +278,19 @@ class Exit:
     stderr: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """A process and all that it started, disowned children included.
+
+    Attributes:
+        pids: Their ids, its own first; empty where there is no process, or none any more.
+        pss_bytes: What they take of the machine's memory, shared pages counted in part.
+    """
+
+    pids: tuple[int, ...] = ()
+    pss_bytes: int = 0
+
+
 class AgentProcess(Protocol):
     """One live process. See the module for the contract."""
 
@@ -325,6 +338,10 @@ class AgentProcess(Protocol):
         """
         ...
 
+    async def tree(self) -> Tree:
+        """Look what processes there are and what memory they take. Never raises."""
+        ...
+
     async def stop(self) -> Exit:
         """End the process and all that it started, gently at first, and say how it ended."""
         ...
@@ -352,5 +369,37 @@ class Agent(Protocol):
             AgentMissing: There is no program to start.
             AgentStartFailed: It did not come up.
             ResumeNotFound: It does not know the conversation.
+        """
+        ...
+
+
+@runtime_checkable
+class Forgets(Protocol):
+    """An agent that keeps conversations, and can erase them."""
+
+    async def forget(self, fingerprint: Fingerprint, agent_session_id: str) -> None:
+        """Erase a conversation, wherever it is kept. One that is not known is erased already.
+
+        No process may be at work on it.
+
+        Args:
+            fingerprint: What the processes of its session were started with.
+            agent_session_id: Which.
+
+        Raises:
+            AgentError: Something of it is still there. Try again later.
+        """
+        ...
+
+
+@runtime_checkable
+class Recovers(Protocol):
+    """An agent whose processes may outlive a supervisor that was killed."""
+
+    async def recover(self) -> int:
+        """End what a predecessor has left; call it before any session wakes.
+
+        Returns:
+            How many processes that were.
         """
         ...

@@ -341,7 +341,7 @@ async def test_a_conversation_can_be_lost() -> None:
     agent = ScriptedAgent()
     async with talk_to(agent) as (talk, _):
         await talk.ask("hello")
-    agent.forget(talk.agent_session_id)
+    agent.lose(talk.agent_session_id)
     with pytest.raises(ResumeNotFound):
         await agent.spawn(FINGERPRINT, resume=talk.agent_session_id)
 

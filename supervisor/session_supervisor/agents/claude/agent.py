@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -11,10 +12,10 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from session_supervisor.agents.claude import (
     configdir,
@@ -26,6 +27,7 @@ from session_supervisor.agents.claude import (
     workdir,
 )
 from session_supervisor.agents.claude.asking import Rules
+from session_supervisor.agents.claude.census import Census
 from session_supervisor.agents.claude.configdir import ConfigDir
 from session_supervisor.agents.claude.confinement import Confinement
 from session_supervisor.agents.claude.credentials import (
@@ -33,6 +35,8 @@ from session_supervisor.agents.claude.credentials import (
     CredentialProvider,
     find_credential,
 )
+from session_supervisor.agents.claude.manifest import Manifest
+from session_supervisor.agents.claude.mirror import Mirror, Transcripts
 from session_supervisor.agents.claude.orphans import Sweeper
 from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
 from session_supervisor.agents.claude.program import Program, require_descriptors
@@ -51,9 +55,16 @@ from session_supervisor.spec import LOCAL_OWNER, JsonObject, SessionSpec
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from session_supervisor.agents.claude.transcripts import Conversation
+
 _log = logging.getLogger(__name__)
 
 _TRANSPORT = "session_supervisor.agents.claude.transport"
+_TRANSCRIPTS = "session_supervisor.agents.claude.transcripts"
+"""The modules that import the SDK."""
+
+_COMPLETE = 10_000
+"""Most conversations of which it is remembered that their copy is complete."""
 
 _UNKNOWN_CONVERSATION = "No conversation found"
 
@@ -85,6 +96,8 @@ class ClaudeAgent:
         extra_dirs: Sequence[str | os.PathLike[str]] = (),
         hidden_dirs: Sequence[str | os.PathLike[str]] = (),
         sandbox: bool = False,
+        transcripts: Transcripts | None = None,
+        manifest: str | os.PathLike[str] | None = None,
         max_line: int = 64 * 2**20,
         stderr_lines: int = 100,
         stop_times: StopTimes | None = None,
@@ -125,6 +138,11 @@ class ClaudeAgent:
             sandbox: Whether Bash runs in the CLI's sandbox (Linux, needs bubblewrap and
                 socat): it writes only where the file tools may, reads nothing that is hidden,
                 and has neither a network nor our credentials.
+            transcripts: Gets a copy of every transcript as it grows, from which a conversation goes
+                on where the CLI's own files are gone: any `SessionStore` of the SDK's, such as
+                `SqliteStore.transcripts`. None: there are only the files.
+            manifest: Directory that lists the processes that run, so that `recover` can end those
+                that a killed predecessor left. One agent at a time may use it. None: no list.
             max_line: Longest message of the CLI, bytes. The SDK's own limit, 1 MiB, is less than
                 one picture.
             stderr_lines: How much of a process's standard error to keep, lines.
@@ -159,14 +177,33 @@ class ClaudeAgent:
         self._max_line = max_line
         self._stderr_lines = stderr_lines
         self._stop_times = stop_times or StopTimes()
+        self._transcripts = transcripts
+        self._complete: dict[str, None] = {}
+        self._manifest = None if manifest is None else Manifest(manifest)
+        self._census = Census()
         self._sweeper = Sweeper()
         self._processes: set[ClaudeProcess] = set()
         self._scratches = Scratches()
-        self._transport_module: ModuleType | None = None
+        self._late: dict[str, ModuleType] = {}
 
     async def warm_up(self) -> None:
         """Import the SDK, which takes a second, so that the first session need not wait for it."""
-        await self._transports()
+        await self._import(_TRANSPORT)
+        await self._import(_TRANSCRIPTS)
+
+    async def recover(self) -> int:
+        """End what a killed predecessor left running, if there is a manifest of it.
+
+        Call it before the first `spawn`, and before any session goes on: two processes at work on
+        one conversation spoil it.
+
+        Returns:
+            How many processes that were.
+
+        Raises:
+            OSError: The manifest cannot be read.
+        """
+        return 0 if self._manifest is None else await self._manifest.recover()
 
     def check(self, spec: SessionSpec) -> None:
         """Refuse what this agent could not do.
@@ -210,7 +247,10 @@ class ClaudeAgent:
                     extra_dirs=self._extra_dirs,
                     hidden_dirs=(*self._hidden_dirs, os.path.dirname(scratch)),
                 )
+                mirror = await self._mirror(env, fingerprint.cwd, resume)
                 given = self._arguments(fingerprint, env, scratch, limits, resume, provided)
+                if self._manifest is not None:
+                    await self._manifest.enter(marker, scratch=scratch)
                 with workdir.held(fingerprint.cwd) as inside:
                     program = await Program.start(
                         launch.tied_to_us([cli, *given]),
@@ -220,6 +260,8 @@ class ClaudeAgent:
                     )
             except BaseException:
                 self._scratches.remove_now(scratch)
+                if self._manifest is not None:
+                    self._manifest.leave_now(marker)
                 raise
         except (OSError, ValueError) as error:
             # The caller is told why, and only the operator where on this machine.
@@ -232,15 +274,19 @@ class ClaudeAgent:
         process = ClaudeProcess(
             program,
             translator=translator,
-            clean_up=partial(self._clean_up, marker, scratch),
+            take_stock=partial(self._census.tree, marker),
+            clean_up=partial(self._clean_up, marker, scratch, mirror),
+            mirror=mirror,
             max_line=self._max_line,
             times=self._stop_times,
             on_stopped=self._processes.discard,
         )
         self._processes.add(process)
         try:
+            if self._manifest is not None:
+                await self._manifest.enter(marker, scratch=scratch, pid=program.pid)
             # The import, if it is the first, runs while the CLI comes up.
-            transports = await self._transports()
+            transports = await self._import(_TRANSPORT)
             transport = transports.ControlTransport(program)
             client = transports.client_for(
                 transport,
@@ -255,6 +301,31 @@ class ClaudeAgent:
                 raise _start_error(error, ended, translator.complaint, resume) from error
             raise
         return process
+
+    async def forget(self, fingerprint: Fingerprint, agent_session_id: str) -> None:
+        """Erase a conversation: the CLI's files of it, and their copy.
+
+        Args:
+            fingerprint: What the processes of its session were started with. None may run.
+            agent_session_id: Which; one that is not known is erased already.
+
+        Raises:
+            AgentError: Something of it is still there.
+        """
+        self._complete.pop(agent_session_id, None)
+        config = configdir.used(self._variables(fingerprint, "", "", None))
+        try:
+            conversation = await self._conversation(config, fingerprint.cwd, agent_session_id)
+            await asyncio.to_thread(conversation.erase)
+            if self._transcripts is not None:
+                with contextlib.suppress(NotImplementedError):  # one that only ever grows
+                    await self._transcripts.delete(conversation.key)
+        except Exception as error:
+            _log.exception("The conversation %s cannot be erased", agent_session_id)
+            raise AgentError(
+                "Something of the conversation cannot be erased. Try again later; the server's "
+                "operator finds the reason in the log."
+            ) from error
 
     async def find_credential(self, owner: str = LOCAL_OWNER) -> Credential:
         """Find out how the sessions of an owner would log in.
@@ -279,13 +350,73 @@ class ClaudeAgent:
         finally:
             await self._scratches.remove()
 
-    async def _clean_up(self, marker: str, scratch: str) -> None:
+    async def _clean_up(self, marker: str, scratch: str, mirror: Mirror | None) -> None:
         try:
+            if mirror is not None:
+                self._note_complete(await mirror.aclose())
             await self._sweeper.sweep(marker)
+            if self._manifest is not None:
+                await self._manifest.leave(marker)
         except OSError as error:
             _log.warning("what a Claude Code process left is looked for later: %s", error.strerror)
         finally:
             await self._scratches.remove(scratch)
+
+    # Conversations
+
+    async def _mirror(self, env: Mapping[str, str], cwd: str, resume: str | None) -> Mirror | None:
+        """Return what copies a process's transcripts, and see to it that it finds its own."""
+        if self._transcripts is None:
+            return None
+        config = configdir.used(env)
+        mirror = Mirror(self._transcripts, projects=configdir.projects(config), conversation=resume)
+        if resume is None:
+            return mirror
+        conversation = await self._conversation(config, cwd, resume)
+        if not await asyncio.to_thread(conversation.is_here):
+            await self._bring_back(conversation, self._transcripts)
+        elif resume not in self._complete:
+            # Its last lines may not have reached the store before the server was killed.
+            mirror.catch_up(await asyncio.to_thread(conversation.files))
+        self._complete.pop(resume, None)
+        return mirror
+
+    async def _bring_back(self, conversation: Conversation, transcripts: Transcripts) -> None:
+        """Write the CLI's files of a conversation, if there is a copy of them."""
+        if not conversation.can_be_here:
+            return
+        try:
+            entries = await transcripts.load(conversation.key)
+            if not entries:
+                return
+            subagents: dict[str, list[Any]] = {}
+            with contextlib.suppress(NotImplementedError):  # it keeps none of them
+                for subpath in await transcripts.list_subkeys(conversation.key):
+                    key = {**conversation.key, "subpath": subpath}
+                    subagents[subpath] = await transcripts.load(key) or []
+            await asyncio.to_thread(conversation.write, entries, subagents)
+        except Exception as error:
+            # To say that it is not known would have the session begin anew, without its memory.
+            _log.exception("The transcript %s cannot be brought back", conversation.key)
+            raise AgentStartFailed(
+                "The stored transcript of the conversation cannot be read or written back. Try "
+                "again later; the server's operator finds the reason in the log."
+            ) from error
+        _log.info("The transcript %s was brought back", conversation.key)
+
+    async def _conversation(self, config: str, cwd: str, agent_session_id: str) -> Conversation:
+        module = await self._import(_TRANSCRIPTS)
+        conversation: Conversation = await asyncio.to_thread(
+            module.Conversation, config, cwd=cwd, agent_session_id=agent_session_id
+        )
+        return conversation
+
+    def _note_complete(self, conversations: Iterable[str]) -> None:
+        self._complete.update(dict.fromkeys(conversations))
+        while len(self._complete) > _COMPLETE:
+            del self._complete[next(iter(self._complete))]
+
+    # Starting
 
     def _find_cli(self) -> str:
         try:
@@ -338,6 +469,7 @@ class ClaudeAgent:
             system_prompt_file=written(fingerprint.system_prompt, scratch, "system-prompt"),
             session_id=str(uuid.uuid4()),
             resume=resume,
+            mirrored=self._transcripts is not None,
         )
 
     def _settings(
@@ -360,6 +492,15 @@ class ClaudeAgent:
         config_dir = configdir.of(self._config_dir, fingerprint.owner)
         if config_dir is not None:
             configdir.make(config_dir)
+        return self._variables(fingerprint, marker, scratch, provided)
+
+    def _variables(
+        self,
+        fingerprint: Fingerprint,
+        marker: str,
+        scratch: str,
+        provided: Mapping[str, str] | None,
+    ) -> dict[str, str]:
         return launch.environment(
             os.environ,
             self._env,
@@ -367,17 +508,17 @@ class ClaudeAgent:
             scratch=scratch,
             cwd=fingerprint.cwd,
             sdk_version=importlib.metadata.version("claude-agent-sdk"),
-            config_dir=config_dir,
+            config_dir=configdir.of(self._config_dir, fingerprint.owner),
             background=fingerprint.background,
             passthrough=self._env_passthrough,
             provided=provided,
         )
 
-    async def _transports(self) -> ModuleType:
-        if self._transport_module is None:
+    async def _import(self, name: str) -> ModuleType:
+        if name not in self._late:
             # In a thread, where a lock is waited for while another one imports it as well.
-            self._transport_module = await asyncio.to_thread(importlib.import_module, _TRANSPORT)
-        return self._transport_module
+            self._late[name] = await asyncio.to_thread(importlib.import_module, name)
+        return self._late[name]
 
 
 def _start_error(

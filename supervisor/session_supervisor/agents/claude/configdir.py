@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +17,17 @@ def of(given: ConfigDir, owner: str) -> str | None:
     if given is None:
         return None
     return os.path.abspath(given(owner) if callable(given) else given)
+
+
+def used(env: Mapping[str, str]) -> str:
+    """Return the directory that a process with this environment uses."""
+    home = env.get("HOME") or os.path.expanduser("~")
+    return env.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
+
+
+def projects(config: str) -> str:
+    """Return where below a configuration directory the transcripts are, as the CLI spells it."""
+    return os.path.join(unicodedata.normalize("NFC", config), "projects")
 
 
 def make(path: str) -> None:

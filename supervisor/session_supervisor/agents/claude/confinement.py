@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from session_supervisor.agents.claude import configdir
 from session_supervisor.spec import JsonObject
 
 _PATH_OF = {
@@ -89,7 +90,6 @@ class Confinement:
             hidden_dirs: Where else it may not; files, too.
         """
         home = env.get("HOME") or os.path.expanduser("~")
-        config = env.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
         return cls(
             home=home,
             roots=(
@@ -98,7 +98,7 @@ class Confinement:
             ),
             hidden=tuple(
                 os.path.realpath(one)
-                for one in (config, os.path.join(home, ".claude.json"), *hidden_dirs)
+                for one in (configdir.used(env), os.path.join(home, ".claude.json"), *hidden_dirs)
             ),
         )
 

@@ -92,6 +92,7 @@ def arguments(
     system_prompt_file: str | None = None,
     session_id: str | None = None,
     resume: str | None = None,
+    mirrored: bool = False,
 ) -> list[str]:
     """Return the CLI's arguments for one process.
 
@@ -110,6 +111,7 @@ def arguments(
             its own: those have a limit, and every user of the machine can read them.
         session_id: The id of a new conversation.
         resume: The id of one to go on with.
+        mirrored: Whether it prints what it writes to its transcripts.
     """
     given = [
         "--input-format=stream-json",
@@ -137,6 +139,8 @@ def arguments(
         given.append(f"--system-prompt-file={system_prompt_file}")
     if fingerprint.max_turns is not None:
         given.append(f"--max-turns={fingerprint.max_turns}")
+    if mirrored:
+        given.append("--session-mirror")
     if resume is not None:
         given.append(f"--resume={resume}")
     elif session_id is not None:

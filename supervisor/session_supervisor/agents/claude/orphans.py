@@ -1,29 +1,21 @@
-"""Finding and killing what a process has started, however far that has run from it.
-
-The shells of the CLI's tools have sessions of their own, and a disowned child has no parent any
-more: neither process groups nor the process tree find them. What they cannot help having is the
-environment that they were started with, and in it our marker.
-"""
+"""Finding and killing what a process has started, however far that has run from it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import logging
 import os
 import signal
 from collections.abc import Collection
-from pathlib import Path
 
-from session_supervisor.agents.claude.launch import MARKER
+from session_supervisor.agents.claude import proc
+
+_log = logging.getLogger(__name__)
 
 _PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds after each scan that found something, for it to be gone; then the next scan also finds
 what was forked meanwhile."""
-
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Errors that say nothing of the process that was looked at."""
 
 
 class Sweeper:
@@ -64,13 +56,15 @@ class Sweeper:
                     return
             except OSError as error:
                 # No descriptor to be had just now; to go on as if nothing were left would be wrong.
-                if error.errno not in _EXHAUSTED or pause_s == _PAUSES_S[-1]:
+                if error.errno not in proc.EXHAUSTED or pause_s == _PAUSES_S[-1]:
                     raise
             await asyncio.sleep(pause_s)
+        # What waits for the kernel dies as soon as that lets it go on.
+        _log.error("Processes that a session has started cannot be killed just now")
 
 
 def kill_marked(markers: Collection[str]) -> list[int]:
-    """Kill every process of ours whose environment has one of the markers; return their ids."""
+    """Kill every process of ours that carries one of the markers, and theirs; return their ids."""
     found = marked(markers)
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -79,29 +73,11 @@ def kill_marked(markers: Collection[str]) -> list[int]:
 
 
 def marked(markers: Collection[str]) -> list[int]:
-    """Return the ids of the processes whose environment has one of the markers.
+    """Return the ids of the processes that carry one of the markers, and of their children.
 
-    Processes that have ended and wait for their parent are not among them. Without /proc there
-    is nothing to find.
+    Processes that have ended and wait for their parent are not among them.
 
     Raises:
         OSError: There is no file descriptor to look with.
     """
-    entries = [f"{MARKER}={marker}".encode() for marker in markers]
-    found: list[int] = []
-    try:
-        names = os.listdir("/proc")
-    except FileNotFoundError:
-        return found
-    for name in names:
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            variables = Path("/proc", name, "environ").read_bytes().split(b"\0")
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                raise
-            continue  # gone, or not ours
-        if any(entry in variables for entry in entries):
-            found.append(int(name))
-    return found
+    return proc.family(proc.everybody(), markers=markers)

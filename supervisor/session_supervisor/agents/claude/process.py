@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from session_supervisor.agents.claude.mirror import Mirror
 from session_supervisor.agents.claude.program import Garbled, Program
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import (
@@ -17,6 +18,7 @@ from session_supervisor.agents.port import (
     BackgroundWork,
     Binding,
     Exit,
+    Tree,
     TurnBegan,
     TurnEnded,
 )
@@ -27,9 +29,7 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
-_FOR_THE_SDK = frozenset(
-    {"control_request", "control_response", "control_cancel_request", "transcript_mirror"}
-)
+_FOR_THE_SDK = frozenset({"control_request", "control_response", "control_cancel_request"})
 
 _AHEAD = 1000
 """Messages that may wait for the reader; then the CLI waits."""
@@ -39,6 +39,9 @@ _TAKE_UP_S = 2.0
 
 _CATCH_UP_S = 0.5
 """Seconds after the end that the reader has to take what is left."""
+
+_STORE_S = 2.0
+"""Seconds that the announcement of a turn's end waits for its transcript to be stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,9 @@ class ClaudeProcess:
         program: Program,
         *,
         translator: Translator,
+        take_stock: Callable[[int | None], Awaitable[Tree]],
         clean_up: Callable[[], Awaitable[None]],
+        mirror: Mirror | None,
         max_line: int,
         times: StopTimes,
         on_stopped: Callable[[ClaudeProcess], None],
@@ -98,14 +103,19 @@ class ClaudeProcess:
         Args:
             program: The running CLI.
             translator: A fresh one.
+            take_stock: Says what there is of the program, whose id it gets while it runs, and of
+                what that started.
             clean_up: Ends what the program started, and removes what it left.
+            mirror: Takes what the program says of its transcripts, if it says so.
             max_line: Longest line that it may print, bytes.
             times: How long stopping may take.
             on_stopped: Hears that there is nothing left to stop.
         """
         self._program = program
         self._translator = translator
+        self._take_stock = take_stock
         self._clean_up = clean_up
+        self._mirror = mirror
         self._max_line = max_line
         self._times = times
         self._on_stopped = on_stopped
@@ -202,6 +212,10 @@ class ClaudeProcess:
         """
         await self._ask(self._connected.get_mcp_status())
 
+    async def tree(self) -> Tree:
+        """Look what there is of it and of what it started."""
+        return await self._take_stock(self.pid if self._program.returncode is None else None)
+
     async def stop(self) -> Exit:
         """End it and all that it started."""
         if self._stopping is None:
@@ -247,6 +261,8 @@ class ClaudeProcess:
     async def _end_pump(self) -> None:
         if self._pump is not None:
             await asyncio.wait({self._pump}, timeout=_CATCH_UP_S)
+            if not self._pump.done() and self._mirror is not None:
+                self._mirror.lose()
             self._pump.cancel()  # nobody reads
             await asyncio.wait({self._pump})
         self._outbox.put_nowait(None)
@@ -257,10 +273,15 @@ class ClaudeProcess:
         """Read the program to its end, and see to it that the end of what it says is its end."""
         try:
             async for frame in self._program.frames(limit=self._max_line):
-                if frame.get("type") in _FOR_THE_SDK:
+                kind = frame.get("type")
+                if kind in _FOR_THE_SDK:
                     accept(frame)
-                else:
+                elif kind != "transcript_mirror":
+                    if kind == "result" and self._mirror is not None:
+                        await self._mirror.flush(_STORE_S)
                     await self._deliver(frame)
+                elif self._mirror is not None:
+                    self._mirror.accept(frame)
         except Garbled as error:
             self._cause = f"It cannot be understood any more. {error}"
         except Exception as error:

@@ -119,7 +119,12 @@ class ScriptedAgent:
             raise
         return self._process(fingerprint, memory, resume)
 
-    def forget(self, agent_session_id: str) -> None:
+    async def forget(self, fingerprint: Fingerprint, agent_session_id: str) -> None:
+        """Erase a conversation."""
+        del fingerprint
+        self.lose(agent_session_id)
+
+    def lose(self, agent_session_id: str) -> None:
         """Lose a conversation, so that it cannot be resumed any more."""
         self._conversations.pop(agent_session_id, None)
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
 
-from session_supervisor.agents.port import AgentMessage, Binding, Exit, Fingerprint
+from session_supervisor.agents.port import AgentMessage, Binding, Exit, Fingerprint, Tree
 from session_supervisor.agents.scripted.life import Life, Rest
 from session_supervisor.agents.scripted.script import Complain, Crash, Freeze
 from session_supervisor.errors import AgentGone
@@ -130,6 +130,10 @@ class ScriptedProcess:
         await asyncio.sleep(0)
         await self._responsive.wait()
         self._refuse_the_dead()
+
+    async def tree(self) -> Tree:
+        """Return that there is no process of its own."""
+        return Tree()
 
     async def stop(self) -> Exit:
         """Interrupt what runs, and end after `stop_s` seconds in any case."""

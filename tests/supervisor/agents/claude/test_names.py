@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_root_is_told_why_it_cannot_bypass_permissions(monkeypatch: pytest.Monke
     )
 
 
-def given(fingerprint: Fingerprint, **more: str) -> list[str]:
+def given(fingerprint: Fingerprint, **more: Any) -> list[str]:
     return launch.arguments(fingerprint, model="m", tools=("Read",), allowed=(), **more)
 
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
-from session_supervisor.agents.claude import orphans
+from session_supervisor.agents.claude import orphans, proc
 from session_supervisor.agents.claude.launch import MARKER
 from session_supervisor.agents.claude.orphans import Sweeper, marked
 
@@ -51,6 +51,13 @@ async def test_disowned_children_in_other_sessions_are_found_and_killed(marker: 
     wait_for(marker, 3)
     await Sweeper().sweep(marker)
     assert marked([marker]) == []
+
+
+async def test_a_child_without_an_environment_goes_along_with_its_parent(marker: str) -> None:
+    start(marker, "(env -i sleep 60; true) &")
+    found = wait_for(marker, 2)
+    await Sweeper().sweep(marker)
+    assert not [pid for pid in found if proc.look(pid) is not None]
 
 
 async def test_others_are_spared(marker: str) -> None:

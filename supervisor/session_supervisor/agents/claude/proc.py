@@ -1,0 +1,141 @@
+"""What /proc says of processes: whose children they are, what they carry, what memory they take.
+
+The shells of the CLI's tools have sessions of their own, and a disowned child has no parent any
+more: neither process groups nor the process tree find them. What they cannot help having is the
+environment that they were started with, and in it our marker; and what a child is started with an
+empty one has, for as long as its parent lives, is that parent.
+
+Everything here blocks, for some milliseconds: call it in a thread. Without /proc there is nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from session_supervisor.agents.claude.launch import MARKER
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing of the process that was looked at."""
+
+_ENTRY = f"{MARKER}=".encode()
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One that lives.
+
+    Attributes:
+        parent: Id of its parent.
+        started: When it was started, in ticks since the machine was. Along with its id it names
+            it: ids are used again.
+        marker: The marker that it carries, empty for none.
+    """
+
+    parent: int
+    started: int
+    marker: str = ""
+
+
+def look(pid: int) -> Process | None:
+    """Return what there is of one process, None if it has ended; a zombie has.
+
+    Raises:
+        OSError: There is no file descriptor to look with.
+    """
+    stat = _read(pid, "stat")
+    # The name in parentheses may hold anything. After it: state, parent, and 17 others.
+    fields = stat.rpartition(b")")[2].split()
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return Process(parent=int(fields[1]), started=int(fields[19]), marker=_marker(pid))
+
+
+def everybody() -> dict[int, Process]:
+    """Return every process of the machine but our own.
+
+    Raises:
+        OSError: There is no file descriptor to look with.
+    """
+    try:
+        names = os.listdir(_PROC)
+    except FileNotFoundError:
+        return {}
+    ours = os.getpid()
+    found = ((pid, look(pid)) for pid in map(int, filter(str.isdigit, names)) if pid != ours)
+    return {pid: process for pid, process in found if process is not None}
+
+
+def family(
+    processes: Mapping[int, Process],
+    *,
+    markers: Collection[str] = (),
+    roots: Collection[int] = (),
+) -> list[int]:
+    """Return the ids of some processes and of all that descend from them, parents first.
+
+    Args:
+        processes: All that there are.
+        markers: Those that carry one of these.
+        roots: Those with one of these ids.
+    """
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
+    found = dict.fromkeys(pid for pid in roots if pid in processes)
+    found |= dict.fromkeys(pid for pid, one in processes.items() if one.marker in markers)
+    waiting = list(found)
+    while waiting:
+        for pid in children.get(waiting.pop(), ()):
+            if pid not in found:
+                found[pid] = None
+                waiting.append(pid)
+    return list(found)
+
+
+def the_same(processes: Mapping[int, Process], known: Mapping[int, int]) -> list[int]:
+    """Return those ids that still mean what they did.
+
+    Args:
+        processes: All that there are.
+        known: Ids, and when those that had them were started.
+    """
+    return [pid for pid, at in known.items() if pid in processes and processes[pid].started == at]
+
+
+def memory(pid: int) -> int:
+    """Return the memory that a process takes, in bytes; 0 if it has ended.
+
+    Shared pages count in part (PSS), or not at all where the kernel does not tell.
+
+    Raises:
+        OSError: There is no file descriptor to look with.
+    """
+    for line in _read(pid, "smaps_rollup").splitlines():
+        if line.startswith(b"Pss:"):
+            return int(line.split()[1]) * 1024
+    sizes = _read(pid, "statm").split()
+    if len(sizes) < 3:
+        return 0
+    return max(0, int(sizes[1]) - int(sizes[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _marker(pid: int) -> str:
+    environ = _read(pid, "environ")
+    if _ENTRY not in environ:
+        return ""
+    entries = (one for one in environ.split(b"\0") if one.startswith(_ENTRY))
+    return next(entries, _ENTRY)[len(_ENTRY) :].decode(errors="replace")
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return (_PROC / str(pid) / name).read_bytes()
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
+        return b""  # gone, or not ours

@@ -1,0 +1,228 @@
+"""The copy of a transcript: in order, always a beginning of the original, and caught up with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from claude_agent_sdk import InMemorySessionStore
+from pydantic import JsonValue
+
+from session_supervisor.agents.claude import mirror as mirror_module
+from session_supervisor.agents.claude.mirror import Mirror, TranscriptKey, key_of
+from session_supervisor.spec import JsonObject
+
+pytestmark = pytest.mark.anyio
+
+KEY = TranscriptKey(project_key="-work", session_id="c")
+
+
+class Store:
+    """The SDK's own store in memory, which may fail or stall."""
+
+    def __init__(self) -> None:
+        self.inner = InMemorySessionStore()
+        self.failures = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.appends = 0
+
+    async def append(self, key: Any, entries: list[Any]) -> None:
+        self.appends += 1
+        await self.open.wait()
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no")
+        known = {one.get("uuid") for one in await self.load(key) or ()} - {None}
+        await self.inner.append(key, [one for one in entries if one.get("uuid") not in known])
+
+    async def load(self, key: Any) -> list[Any] | None:
+        loaded: list[Any] | None = await self.inner.load(key)
+        return loaded
+
+    async def list_subkeys(self, key: Any) -> list[str]:
+        return await self.inner.list_subkeys(key)
+
+    async def delete(self, key: Any) -> None:
+        await self.inner.delete(key)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+class Original:
+    """A transcript as the CLI keeps it, and what it prints of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.projects = str(folder)
+        self.path = folder / "-work" / "c.jsonl"
+        self.path.parent.mkdir()
+        self.written: list[Any] = []
+
+    def write(self, *names: str) -> JsonObject:
+        entries: list[JsonObject] = [
+            {"type": "user", "uuid": one} if one.islower() else {"type": one} for one in names
+        ]
+        self.written += entries
+        with self.path.open("a") as file:
+            for entry in ({"type": "api-request"}, *entries):
+                file.write(json.dumps(entry) + "\n")
+        printed: list[JsonValue] = [*entries]
+        return {"type": "transcript_mirror", "filePath": str(self.path), "entries": printed}
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Original:
+    return Original(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(mirror_module, "_CLOSE_S", 0.2)
+
+
+async def test_lines_are_stored_in_order_and_waited_for(store: Store, original: Original) -> None:
+    mirror = Mirror(store, projects=original.projects)
+    for n in range(100):
+        mirror.accept(original.write(f"a{n}", f"B{n}"))
+    assert await mirror.flush(5)
+    assert await store.load(KEY) == original.written
+    assert store.appends < 5
+    mirror.accept(original.write("last"))
+    assert await mirror.aclose() == {"c"}
+    assert await store.load(KEY) == original.written
+
+
+async def test_a_store_that_fails_for_a_moment_is_asked_again(
+    store: Store, original: Original, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror(store, projects=original.projects)
+    store.failures = 2
+    mirror.accept(original.write("a"))
+    assert await mirror.aclose() == {"c"}
+    assert await store.load(KEY) == original.written
+    assert not caplog.records
+
+
+async def test_what_could_not_be_stored_is_caught_up_with_and_leaves_no_hole(
+    store: Store, original: Original
+) -> None:
+    mirror = Mirror(store, projects=original.projects)
+    mirror.accept(original.write("a"))
+    await mirror.flush(5)
+    store.failures = 3
+    mirror.accept(original.write("b", "X"))
+    assert await mirror.flush(5)
+    assert await store.load(KEY) == original.written[:1]
+    store.failures = 1
+    mirror.accept(original.write("c"))
+    await mirror.flush(5)
+    assert await store.load(KEY) == original.written[:1]
+    mirror.accept(original.write("d"))
+    await mirror.flush(5)
+    assert await store.load(KEY) == original.written
+    assert await mirror.aclose() == {"c"}
+
+
+async def test_a_store_that_stalls_is_not_waited_for_and_memory_is_bounded(
+    store: Store, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "_MOST", 1000)
+    mirror = Mirror(store, projects=original.projects)
+    store.open.clear()
+    for n in range(500):
+        mirror.accept(original.write(f"a{n}"))
+        await asyncio.sleep(0)
+        assert len(mirror._pending) < 50  # pyright: ignore[reportPrivateUsage]
+    assert not await mirror.flush(0.01)
+    store.open.set()
+    assert await mirror.flush(5)
+    assert await store.load(KEY) == original.written
+    assert await mirror.aclose() == {"c"}
+
+
+async def test_a_copy_that_is_not_complete_is_not_said_to_be(
+    store: Store, original: Original
+) -> None:
+    stalled = Mirror(store, projects=original.projects)
+    store.open.clear()
+    stalled.accept(original.write("a"))
+    async with asyncio.timeout(2):
+        assert await stalled.aclose() == frozenset()
+    store.open.set()
+    lost = Mirror(store, projects=original.projects, conversation="c")
+    lost.lose()
+    assert await lost.aclose() == frozenset()
+    assert await Mirror(store, projects="/", conversation="c").aclose() == {"c"}
+
+
+async def test_what_was_written_before_is_caught_up_with_once(
+    store: Store, original: Original
+) -> None:
+    original.write("a", "B", "c", "D", "E")
+    await store.append(KEY, original.written[:4])
+    for _ in range(2):
+        mirror = Mirror(store, projects=original.projects)
+        mirror.catch_up([str(original.path)])
+        assert await store.load(KEY) != [] or not store.appends
+        assert await mirror.aclose() == {"c"}
+        assert await store.load(KEY) == original.written
+
+
+async def test_a_line_that_is_still_being_written_comes_later(
+    store: Store, original: Original
+) -> None:
+    frame = original.write("a")
+    with original.path.open("a") as file:
+        file.write('{"type": "us')
+    mirror = Mirror(store, projects=original.projects)
+    mirror.catch_up([str(original.path)])
+    mirror.accept(frame)
+    assert await mirror.aclose() == {"c"}
+    assert await store.load(KEY) == original.written
+
+
+async def test_what_is_no_transcript_is_not_stored(
+    store: Store, original: Original, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror(store, projects=original.projects)
+    frame = original.write("a")
+    wrong: list[JsonObject] = [
+        {"filePath": "/elsewhere/c.jsonl"},
+        {"filePath": None},
+        {"entries": []},
+        {"entries": "x"},
+    ]
+    for one in wrong:
+        mirror.accept({**frame, **one})
+    assert await mirror.aclose() == frozenset()
+    assert store.appends == 0
+    assert "none was expected" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("-a/c.jsonl", {"project_key": "-a", "session_id": "c"}),
+        (
+            "-a/c/subagents/agent-1.jsonl",
+            {"project_key": "-a", "session_id": "c", "subpath": "subagents/agent-1"},
+        ),
+        (
+            "-a/c/subagents/more/agent-1.jsonl",
+            {"project_key": "-a", "session_id": "c", "subpath": "subagents/more/agent-1"},
+        ),
+        ("c.jsonl", None),
+        ("../-a/c.jsonl", None),
+        ("-a/c/agent.jsonl", None),
+        ("-a/c.json", None),
+    ],
+)
+def test_a_path_says_which_transcript_it_is(path: str, key: TranscriptKey | None) -> None:
+    assert key_of(f"/config/projects/{path}", "/config/projects") == key

@@ -1,0 +1,128 @@
+"""What is known of processes, and that one is not taken for another."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from session_supervisor.agents.claude import proc
+from session_supervisor.agents.claude.census import Census
+from session_supervisor.agents.claude.launch import MARKER
+from session_supervisor.agents.claude.proc import Process
+from session_supervisor.agents.port import Tree
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
+
+
+@pytest.fixture
+def parent() -> Iterator[subprocess.Popen[bytes]]:
+    """A shell that carries the marker "m", and has one child, which carries none."""
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "env -u $NAME sleep 60 & echo; wait"],
+        env={**os.environ, MARKER: "m", "NAME": MARKER},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not any(p.parent == process.pid for p in proc.everybody().values()):
+            time.sleep(0.01)
+        yield process
+        os.killpg(process.pid, 9)
+
+
+def test_a_process_is_known_by_its_parent_its_start_and_its_marker(
+    parent: subprocess.Popen[bytes],
+) -> None:
+    one = proc.look(parent.pid)
+    assert one is not None
+    assert one.parent == os.getpid()
+    assert one.marker == "m"
+    us = proc.look(os.getpid())
+    assert us is not None
+    assert us.started <= one.started
+    assert os.getpid() not in proc.everybody()
+
+
+def test_a_zombie_is_nobody() -> None:
+    with subprocess.Popen(["/bin/true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{process.pid}").exists()
+        assert proc.look(process.pid) is None
+        assert proc.memory(process.pid) == 0
+
+
+def test_a_family_has_descendants_without_the_marker() -> None:
+    processes = {
+        pid: Process(parent=parent, started=pid, marker=marker)
+        for pid, parent, marker in [
+            (1, 0, ""),
+            (2, 1, "a"),
+            (3, 2, ""),
+            (4, 3, "b"),
+            (5, 1, "a"),
+            (6, 1, ""),
+        ]
+    }
+    assert proc.family(processes, markers=["a"]) == [2, 5, 3, 4]
+    assert proc.family(processes, markers=["b"]) == [4]
+    assert proc.family(processes, roots=[3, 99]) == [3, 4]
+    assert proc.family(processes) == []
+    assert proc.the_same(processes, {3: 3, 4: 5, 99: 99}) == [3]
+
+
+async def test_a_census_counts_processes_and_their_memory(
+    parent: subprocess.Popen[bytes],
+) -> None:
+    tree = await Census().tree("m", parent.pid)
+    assert tree.pids[0] == parent.pid
+    assert len(tree.pids) == 2
+    assert tree.pss_bytes == pytest.approx(sum(map(proc.memory, tree.pids)), rel=0.5)
+    assert tree.pss_bytes > 0
+    assert (await Census().tree("m", None)).pids == tree.pids
+    assert await Census().tree("n", None) == Tree()
+
+
+async def test_who_asks_together_shares_one_look(parent: subprocess.Popen[bytes]) -> None:
+    census = Census()
+    with patch.object(proc, "everybody", wraps=proc.everybody) as looks:
+        trees = await asyncio.gather(*(census.tree("m", parent.pid) for _ in range(10)))
+        assert looks.call_count == 1
+        assert {tree.pids[0] for tree in trees} == {parent.pid}
+        await census.tree("m", parent.pid)
+        assert looks.call_count == 2
+
+
+async def test_a_census_without_descriptors_finds_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    too_many = OSError(errno.EMFILE, "Too many open files")
+    with patch.object(Path, "read_bytes", side_effect=too_many):
+        assert await Census().tree("m", 1) == Tree()
+    assert "cannot be counted" in caplog.text
+
+
+def test_memory_is_told_also_where_the_kernel_does_not_tell_all_of_it(
+    parent: subprocess.Popen[bytes],
+) -> None:
+    read = Path.read_bytes
+
+    def denied(path: Path) -> bytes:
+        if path.name == "smaps_rollup":
+            raise PermissionError
+        return read(path)
+
+    with patch.object(Path, "read_bytes", denied):
+        assert 0 < proc.memory(parent.pid) < 10_000_000
