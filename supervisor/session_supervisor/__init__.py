@@ -14,7 +14,14 @@ session says in `session_supervisor.events`.
 
 from session_supervisor.actor import Restarted
 from session_supervisor.agents.port import Agent
-from session_supervisor.config import RestartPolicy, Retention, SupervisorConfig, Watchdogs
+from session_supervisor.claims import ClaimKey
+from session_supervisor.config import (
+    MemoryPolicy,
+    RestartPolicy,
+    Retention,
+    SupervisorConfig,
+    Watchdogs,
+)
 from session_supervisor.events import Event
 from session_supervisor.lifecycle import State
 from session_supervisor.log import Cursor
@@ -34,6 +41,7 @@ from session_supervisor.supervisor import Supervisor, SupervisorSnapshot
 
 __all__ = [
     "Agent",
+    "ClaimKey",
     "CloseReason",
     "Closed",
     "Cursor",
@@ -42,6 +50,7 @@ __all__ = [
     "Inspection",
     "InterruptOutcome",
     "Interrupted",
+    "MemoryPolicy",
     "Missed",
     "Monitor",
     "Notice",

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import uuid4
@@ -57,11 +57,13 @@ from session_supervisor.errors import (
     Draining,
     Failure,
     FailureCode,
+    Refused,
     ResumeNotFound,
     SessionClosed,
     SessionFailed,
     TurnNotFound,
 )
+from session_supervisor.events import Event
 from session_supervisor.incarnation import (
     ENDED,
     Down,
@@ -73,29 +75,61 @@ from session_supervisor.incarnation import (
     Up,
 )
 from session_supervisor.lifecycle import State, Trigger, advance
+from session_supervisor.log import Draft
 from session_supervisor.messages import (
     Accepted,
     Close,
     Closed,
     CloseReason,
     Control,
+    Hibernate,
     Inspect,
     Inspection,
     Interrupt,
     Interrupted,
     InterruptOutcome,
     Query,
+    Wake,
 )
-from session_supervisor.results import Accounting, Origin, Outcome
+from session_supervisor.results import Accounting, Origin, Outcome, Phase
 from session_supervisor.shielding import to_the_end
-from session_supervisor.spec import SessionKind
+from session_supervisor.slots import Slots
+from session_supervisor.spec import Prompt, SessionKind
+from session_supervisor.stores.records import Claim
 from session_supervisor.timers import Timers
 from session_supervisor.turns import Turn
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_EVENTS = 256
-"""Published events after which they are stored, though no block has ended."""
+CHECKPOINT_S = 0.25
+"""Published events, and seconds, after which they are stored, though no block has ended."""
+
+RESERVED_EVENTS = 4 * CHECKPOINT_EVENTS
+"""Numbers that are set aside for what is shown before it is stored, while there is a turn."""
+
+
+_LOST = "in the middle of the turn. What the turn did until then is done; ask again to go on."
+
+SERVER_RESTART = Failure(
+    code=FailureCode.CRASHED,
+    message=f"The server went away {_LOST}",
+    retryable=True,
+    cause="server_restart",
+)
+"""What became of a turn that ran under the supervisor before this."""
+
+SERVER_FAULT = Failure(
+    code=FailureCode.CRASHED,
+    message=f"The server made a mistake, or could not store what it did, {_LOST}",
+    retryable=True,
+    cause="server_fault",
+)
+"""What became of a turn whose actor ended by a fault."""
+
+
+SETTLING_S = 1.0
+"""Seconds after the end of work in the background in which an agent may begin a turn about it."""
 
 
 class Timer(StrEnum):
@@ -107,6 +141,9 @@ class Timer(StrEnum):
     INTERRUPT = "interrupt_escalation"
     GRACE = "drain_deadline"
     IDLE = "idle_timeout"
+    EXPIRY = "expiry"
+    SETTLING = "settling"
+    CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +202,12 @@ class Actor:
         core: The session.
         agent: Starts its processes.
         config: Limits and policies.
+        slots: Room for processes.
         starting: Held while a process comes up, so that few do at the same time.
+        prepare: Called before each start of a process.
+        cut_off: What became of turns that it finds running.
+        durable: Whether the session is there again after the supervisor: then it is not closed
+            when that goes, and queued turns wait for the next.
         on_restart: Called for each crash that is followed by a restart.
         on_failed: Called when the session has given up and has no process any more.
     """
@@ -176,7 +218,11 @@ class Actor:
         *,
         agent: Agent,
         config: SupervisorConfig,
+        slots: Slots,
         starting: AbstractAsyncContextManager[object],
+        prepare: Callable[[], Awaitable[None]],
+        cut_off: Failure,
+        durable: bool,
         on_restart: Callable[[Restarted], None],
         on_failed: Callable[[], None],
     ) -> None:
@@ -187,7 +233,11 @@ class Actor:
         self._agent = agent
         self._config = config
         self._watchdogs = config.watchdogs
+        self._slots = slots
         self._starting = starting
+        self._prepare = prepare
+        self._cut_off = cut_off
+        self._durable = durable
         self._on_restart = on_restart
         self._on_failed = on_failed
 
@@ -218,6 +268,8 @@ class Actor:
         self._model_cause = "no_first_byte"
         self._background = 0
         self._strayed = False
+        self._wanted = False
+        """Whether somebody wants a process while the last one is being stopped."""
         self._last_message: float | None = None
         self._probing = False
         self._started_at = self._up_at = 0.0
@@ -230,7 +282,7 @@ class Actor:
         """
         async with asyncio.TaskGroup() as self._tasks:
             try:
-                self._start_process()
+                await self._begin()
                 await self._serve()
                 while not self._closed:
                     upcoming = self._timers.next()
@@ -242,6 +294,34 @@ class Actor:
                     self._incarnation.give_up()
                     await to_the_end(self._incarnation.gone.wait())
                 raise
+
+    async def _begin(self) -> None:
+        """Start a process or, in a session that was found, mend what its last one left behind."""
+        if self._core.state is State.STARTING:
+            self._start_process()
+            return
+        waiting: list[Query] = []
+        for turn in self._ledger.open():
+            if turn.phase is Phase.RUNNING:
+                await self._end(turn, Outcome.LOST, self._cut_off)
+            else:
+                prompt = Prompt(prompt_id=turn.turn_id, text=turn.prompt)
+                waiting.append(Query(prompt=prompt, timeout_s=self._config.turn_timeout_s))
+                self._queued[turn.turn_id] = turn
+        for query in reversed(waiting):
+            query.reply.settle(Accepted(turn_id=query.key, seq=0, position=0))
+            self._mailbox.put_back(query)
+            if query.timeout_s is not None:
+                self._timers.set(TurnDeadline(query.key), self._now() + query.timeout_s)
+        if self._core.state is State.FAILED:
+            stored = self._core.stored
+            await self._be_failed(
+                self._core.failure or "",
+                FailureCode.SESSION_FAILED,
+                told=stored is not None and stored.state is State.FAILED,
+            )
+        elif self._core.kind is SessionKind.ONEOFF and not waiting:
+            self._finished = True
 
     # -- serving -------------------------------------------------------------------------
 
@@ -263,7 +343,11 @@ class Actor:
             await self._shut_down(CloseReason.FINISHED)
         if self._core.state is State.IDLE and await self._hand_over():
             return True
+        if self._core.state is State.HIBERNATED and self._mailbox.waiting_work:
+            self._wake()
         self._watch_idleness()
+        if self._log.unseen and self._core.state is not State.CLOSING:
+            await self._commit()
         return bool(self._signals or self._mailbox.waiting_control or self._mailbox.has_new_work)
 
     async def _serve_control(self) -> None:
@@ -276,6 +360,14 @@ class Actor:
                 message.reply.settle(self._inspection())
             case Interrupt():
                 await self._on_interrupt(message)
+            case Hibernate():
+                if not self._hibernate():
+                    # So that it is asked again, once it rests.
+                    self._slots.works(self._core.session_id)
+                message.reply.settle(self._core.state)
+            case Wake():
+                self._wake()
+                message.reply.settle(self._core.state)
             case Close():
                 await self._on_close(message)
 
@@ -321,7 +413,13 @@ class Actor:
             case Timer.GRACE:
                 await self._shut_down(CloseReason.DRAINED)
             case Timer.IDLE:
-                await self._shut_down(CloseReason.IDLE)
+                self._hibernate()
+            case Timer.EXPIRY:
+                await self._shut_down(CloseReason.EXPIRED)
+            case Timer.CHECKPOINT:
+                await self._commit()
+            case Timer.SETTLING:
+                pass  # the process may be spared now, if it is at rest
             case _:
                 raise AssertionError(f"nothing is known of timer {timer!r}")
 
@@ -330,7 +428,7 @@ class Actor:
     async def _accept(self, query: Query) -> None:
         turn_id = query.key
         position = len(self._queued) + (self._handed is not None) + (self._alone is not None)
-        seq = self._log.last_seq + 1
+        seq = self._log.next_seq
         turn = self._ledger.accept(
             turn_id,
             origin=Origin.USER,
@@ -339,11 +437,13 @@ class Actor:
             place=query.place,
         )
         self._queued[turn_id] = turn
-        self._timers.clear(Timer.IDLE)
+        self._core.active_at = turn.accepted_at
+        self._timers.clear(Timer.IDLE, Timer.EXPIRY)
         if query.timeout_s is not None:
             self._timers.set(TurnDeadline(turn_id), turn.accepted_time + query.timeout_s)
         accepted = events.Turn(phase="accepted", origin=Origin.USER, position=position)
-        await self._log.commit((accepted, turn_id))
+        claims = () if query.claim is None else (query.claim,)
+        await self._commit((accepted, turn_id), claims=claims)
         query.reply.settle(Accepted(turn_id=turn_id, seq=seq, position=position))
 
     async def _hand_over(self) -> bool:
@@ -356,7 +456,7 @@ class Actor:
         self._ledger.start(turn, spawn_s=max(0.0, self._up_at - waited_from))
         self._handed, self._query, self._agent_turns = turn, query, 0
         self._advance(Trigger.TURN_BEGAN)
-        await self._log.commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
+        await self._commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
         self._live().send(query.prompt)
         self._expect_model()
         self._watch_silence()
@@ -407,6 +507,8 @@ class Actor:
             case Initialized():
                 self._core.agent_session_id = message.agent_session_id
             case BackgroundWork():
+                if self._background and not message.pending:
+                    self._timers.set(Timer.SETTLING, self._now() + SETTLING_S)
                 self._background = message.pending
             case TurnBegan():
                 await self._on_turn_began(message)
@@ -423,7 +525,7 @@ class Actor:
                 elif not self._owed and not self._owes_own:
                     self._on_stray(message)
         if self._log.unstored >= CHECKPOINT_EVENTS:
-            await self._log.commit()
+            await self._commit()
 
     async def _on_content(
         self,
@@ -443,23 +545,23 @@ class Actor:
                 self._expect_progress()
             case TextBlock(text):
                 self._correct(turn, turn.answer.confirm(text, last_seq=self._log.last_seq))
-                await self._log.commit()
+                await self._commit()
                 self._expect_progress()
             case TextWithdrawn(blocks):
                 self._correct(turn, turn.answer.withdraw(blocks))
                 self._expect_model()
             case ThinkingDelta(text):
-                self._log.publish(events.Thinking(content=text), turn.turn_id)
+                self._publish(events.Thinking(content=text), turn.turn_id)
                 self._expect_progress()
             case ToolStarted():
                 self._core.has_context = True
                 self._tools[message.tool_use_id] = message.name
                 self._timers.clear(Timer.MODEL)
-                await self._log.commit((_tool_event(message), turn.turn_id))
+                await self._commit((_tool_event(message), turn.turn_id))
             case ToolFinished():
                 self._tools.pop(message.tool_use_id, None)
                 self._expect_model()
-                await self._log.commit((_tool_event(message), turn.turn_id))
+                await self._commit((_tool_event(message), turn.turn_id))
             case UpstreamRetry():
                 retrying = events.Retrying(
                     attempt=message.attempt,
@@ -468,7 +570,7 @@ class Actor:
                     status=message.status,
                     reason=message.reason,
                 )
-                self._log.publish(retrying, turn.turn_id)
+                self._publish(retrying, turn.turn_id)
                 self._expect_model(after_s=message.delay_s)
 
     def _on_stray(self, message: AgentMessage) -> None:
@@ -485,16 +587,16 @@ class Actor:
     async def _on_subagent(self, message: ToolStarted | ToolFinished) -> None:
         """Log what a subagent does. It may outlive the turn that started it, and begins none."""
         turn = self._alone or self._handed
-        await self._log.commit((_tool_event(message), None if turn is None else turn.turn_id))
+        await self._commit((_tool_event(message), None if turn is None else turn.turn_id))
 
     def _correct(self, turn: Turn, correction: Correction) -> None:
         if correction.discard_after is not None:
-            self._log.publish(events.Discard(after=correction.discard_after), turn.turn_id)
+            self._publish(events.Discard(after=correction.discard_after), turn.turn_id)
         if correction.content:
             if turn.first_text_time is None:
                 turn.first_text_time = self._now()
             self._core.has_context = True
-            self._log.publish(events.Text(content=correction.content), turn.turn_id)
+            self._publish(events.Text(content=correction.content), turn.turn_id)
 
     def _speaker(self) -> Turn | None:
         """Return the turn that content belongs to; None where that has had its end."""
@@ -513,13 +615,13 @@ class Actor:
         """Enter a turn that the agent began by itself."""
         turn_id = str(uuid4())
         self._alone = turn = self._ledger.accept(
-            turn_id, origin=Origin.AGENT, prompt="", first_seq=self._log.last_seq + 1
+            turn_id, origin=Origin.AGENT, prompt="", first_seq=self._log.next_seq
         )
         self._ledger.start(turn)
         if self._core.state is State.IDLE:
             self._advance(Trigger.TURN_BEGAN)
         self._timers.clear(Timer.IDLE)
-        await self._log.commit((events.Turn(phase="started", origin=Origin.AGENT), turn_id))
+        await self._commit((events.Turn(phase="started", origin=Origin.AGENT), turn_id))
         self._expect_model()
         self._watch_silence()
         self._agent_turns += 1
@@ -601,7 +703,11 @@ class Actor:
             forced: Whether it ended with its process.
         """
         self._timers.clear(TurnDeadline(turn.turn_id))
-        result = self._ledger.end(turn, outcome, failure=failure, accounting=accounting)
+        last_seq = self._log.next_seq + (accounting is not None)
+        result = self._ledger.end(
+            turn, outcome, last_seq=last_seq, failure=failure, accounting=accounting
+        )
+        self._core.active_at = self._core.clock.now()
         spent = result.accounting
         drafts: list[tuple[events.Body, str]] = []
         if accounting is not None:
@@ -618,7 +724,7 @@ class Actor:
                 )
             )
         drafts.append((events.end_of(result), turn.turn_id))
-        *_, end = await self._log.commit(*drafts)
+        *_, end = await self._commit(*drafts)
         self._ledger.announce(turn, end)
         self._settle_interrupts(forced=forced)
         if self._core.kind is SessionKind.ONEOFF and turn.origin is Origin.USER:
@@ -686,12 +792,12 @@ class Actor:
         running = self._running
         withdraw: list[str] = list(self._queued) if message.queued else []
         if wanted is not None:
-            try:
-                turn = self._ledger.get(wanted)
-            except TurnNotFound as error:
-                message.reply.refuse(error)
-                return
-            running = tuple(each for each in running if each is turn)
+            running = tuple(each for each in running if each.turn_id == wanted)
+            if not running and wanted not in self._queued:
+                ended = await self._core.store.turn(self._core.session_id, wanted)
+                if ended is None:
+                    message.reply.refuse(TurnNotFound(wanted))
+                    return
             if wanted in self._queued:
                 withdraw = [wanted]
         elif not running and not withdraw and not self._owed and not self._owes_own:
@@ -748,7 +854,9 @@ class Actor:
             binding=Binding(session_id=core.session_id),
             resume=core.agent_session_id,
             watchdogs=self._watchdogs,
+            slots=self._slots,
             starting=self._starting,
+            prepare=self._prepare,
             post=self._post,
             tasks=self._tasks,
         )
@@ -775,6 +883,14 @@ class Actor:
         elif state is State.INTERRUPTING and given_up:
             self._advance(Trigger.STOPPED)
             self._start_process()
+        elif state is State.HIBERNATING:
+            self._advance(Trigger.STOPPED)
+            await self._commit()
+            # What it needs from here on, the store has.
+            self._log.forget()
+            self._query = self._last_exit = None
+            if self._wanted:
+                self._wake()
         elif state is State.FAILED:
             self._on_failed()
         else:
@@ -833,12 +949,81 @@ class Actor:
         core = self._core
         self._advance(Trigger.GAVE_UP)
         core.failure = cause
-        self._mailbox.shut_work(lambda: SessionFailed(core.session_id, cause))
         failed_code = code if code is FailureCode.START_FAILED else FailureCode.SESSION_FAILED
-        await self._withdraw_all(Outcome.FAILED, Failure(code=failed_code, message=cause))
-        await self._log.commit((events.Status(state=core.state, reason=cause), None))
+        await self._be_failed(cause, failed_code)
+
+    async def _be_failed(self, cause: str, code: FailureCode, *, told: bool = False) -> None:
+        core = self._core
+        self._mailbox.shut_work(lambda: SessionFailed(core.session_id, cause))
+        await self._withdraw_all(Outcome.FAILED, Failure(code=code, message=cause))
+        if not told:
+            await self._commit((events.Status(state=core.state, reason=cause), None))
         if self._incarnation is None:
             self._on_failed()
+
+    # -- hibernation -----------------------------------------------------------------------
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether the process has nothing to do, and nothing is on its way."""
+        return (
+            self._core.state is State.IDLE
+            and self._core.kind is SessionKind.CONVERSATION
+            and not self._background
+            and not self._timers.is_set(Timer.SETTLING)
+            and not self._mailbox.waiting_work
+            and not self._signals
+        )
+
+    def _hibernate(self) -> bool:
+        """Give up the process, if it has nothing to do; return whether it is on its way."""
+        if self._at_rest:
+            self._advance(Trigger.HIBERNATE)
+            self._live().give_up()
+        return self._core.state is State.HIBERNATING
+
+    def _wake(self) -> None:
+        """Have a process again; one that is being stopped is waited for."""
+        if self._core.state is State.HIBERNATED:
+            self._wanted = False
+            self._advance(Trigger.WAKE)
+            self._start_process()
+        elif self._core.state is State.HIBERNATING:
+            self._wanted = True
+
+    def _watch_idleness(self) -> None:
+        """Note whether the process could be spared, and since when."""
+        asleep = self._core.state in (State.HIBERNATING, State.HIBERNATED)
+        if self._at_rest:
+            self._slots.rests(self._core.session_id, self._ask_to_hibernate)
+            idle_timeout_s = self._core.spec.idle_timeout_s
+            if idle_timeout_s is None:
+                idle_timeout_s = self._config.idle_timeout_s
+            self._set_once(Timer.IDLE, idle_timeout_s)
+        elif not asleep:
+            self._slots.works(self._core.session_id)
+            self._timers.clear(Timer.IDLE, Timer.EXPIRY)
+        if self._at_rest or asleep:
+            self._set_once(Timer.EXPIRY, self._expiry_s())
+
+    def _set_once(self, timer: Timer, after_s: float | None) -> None:
+        if after_s is not None and not self._timers.is_set(timer):
+            self._timers.set(timer, self._now() + after_s)
+
+    def _expiry_s(self) -> float | None:
+        """Return the seconds until the session is closed for want of use; None never."""
+        expiry_s = self._core.spec.expiry_s
+        if expiry_s is None:
+            expiry_s = self._config.expiry_s
+        if expiry_s is None:
+            return None
+        unused_s = (self._core.clock.now() - self._core.active_at).total_seconds()
+        return max(0.0, expiry_s - unused_s)
+
+    def _ask_to_hibernate(self) -> None:
+        # Through the mailbox, as everybody: this is called from another session's task.
+        with suppress(Refused):
+            self._mailbox.offer_control(Hibernate(), always=True)
 
     def _forget_agent(self) -> None:
         """Nothing of what a process was doing is true of the next one."""
@@ -861,7 +1046,7 @@ class Actor:
         self._close_reason = self._close_reason or message.reason
         if message.grace_s > 0 and state in (State.RUNNING, State.DRAINING):
             self._mailbox.shut_work(Draining)
-            await self._withdraw_all(Outcome.FAILED, self._end_of_session(message.reason))
+            await self._leave_queue(message.reason)
             if state is State.RUNNING:
                 self._advance(Trigger.DRAIN)
                 self._timers.set(Timer.GRACE, self._now() + message.grace_s)
@@ -876,7 +1061,7 @@ class Actor:
         self._mailbox.shut_work(
             Draining if reason is CloseReason.DRAINED else lambda: SessionClosed(session_id)
         )
-        await self._withdraw_all(Outcome.FAILED, failure)
+        await self._leave_queue(reason)
         if reason is CloseReason.DRAINED:
             await self._give_up_turns(Outcome.INTERRUPTED)
         else:
@@ -888,17 +1073,37 @@ class Actor:
         else:
             self._incarnation.give_up()
 
+    async def _leave_queue(self, reason: CloseReason) -> None:
+        """End every turn that waits, or leave it to whoever goes on with the session."""
+        if self._goes_on(reason):
+            await self._accept_all()
+        else:
+            await self._withdraw_all(Outcome.FAILED, self._end_of_session(reason))
+
+    def _goes_on(self, reason: CloseReason) -> bool:
+        """Whether the session goes on under another supervisor."""
+        return self._durable and reason is CloseReason.DRAINED
+
     async def _finish(self) -> None:
         core = self._core
         reason = self._close_reason or CloseReason.REQUESTED
         # First of all: until this is stored, the session can still end by a fault.
-        await self._log.commit((events.Status(state=State.CLOSED, reason=reason), None))
+        if self._goes_on(reason):
+            await self._commit(last=True)
+            self._ledger.suspend(Draining)
+        else:
+            core.active_at = core.clock.now()
+            closed = events.Status(state=State.CLOSED, reason=reason)
+            await self._commit((closed, None), last=True, closed=True)
         self._advance(Trigger.STOPPED)
         core.closed = Closed(reason=reason, exit=self._last_exit)
         self._log.close()
         for message in self._closes:
             message.reply.settle(core.closed)
-        self._mailbox.shut(lambda: SessionClosed(core.session_id))
+        # One that goes on is not closed, whatever is asked of it between now and then.
+        self._mailbox.shut(
+            Draining if self._goes_on(reason) else lambda: SessionClosed(core.session_id)
+        )
 
     def _end_of_session(self, reason: CloseReason) -> Failure:
         if reason is CloseReason.DRAINED:
@@ -912,6 +1117,41 @@ class Actor:
             message="The session was closed before the turn ended.",
         )
 
+    # -- the log ---------------------------------------------------------------------------
+
+    def _publish(self, body: events.Body, turn_id: str | None = None) -> None:
+        """Let readers see an event now, if they may; it is stored soon."""
+        self._log.publish(body, turn_id)
+        if not self._timers.is_set(Timer.CHECKPOINT):
+            self._timers.set(Timer.CHECKPOINT, self._now() + CHECKPOINT_S)
+
+    async def _commit(
+        self,
+        *drafts: Draft,
+        claims: Sequence[Claim] = (),
+        last: bool = False,
+        closed: bool = False,
+    ) -> tuple[Event, ...]:
+        """Store what there is to store, and let readers see it.
+
+        Args:
+            drafts: Events that nobody may see before they are stored.
+            claims: Keys for work that begins with it.
+            last: Whether nothing is published after it.
+            closed: Whether the session has ended for good.
+        """
+        self._timers.clear(Timer.CHECKPOINT)
+        record = self._core.record(closed=closed)
+        stored = await self._log.commit(
+            *drafts,
+            turns=self._ledger.take_changed(),
+            session=None if record == self._core.stored else record,
+            claims=claims,
+            reserve=RESERVED_EVENTS if self._ledger.open() and not last else 0,
+        )
+        self._core.stored = record
+        return stored
+
     # -- small things ----------------------------------------------------------------------
 
     def _now(self) -> float:
@@ -922,7 +1162,7 @@ class Actor:
         self._core.state = now
         # Of a turn's beginning and end its own events tell; and of a session's, what is committed.
         if {before, now} != {State.IDLE, State.RUNNING} and now not in TOLD_WHEN_STORED:
-            self._log.publish(events.Status(state=now, reason=reason))
+            self._publish(events.Status(state=now, reason=reason))
 
     def _live(self) -> Incarnation:
         assert self._incarnation is not None, "there is no process in this state"
@@ -958,13 +1198,6 @@ class Actor:
         if self._busy and not self._probing:
             self._timers.set(Timer.SILENCE, self._now() + self._watchdogs.silence_s)
 
-    def _watch_idleness(self) -> None:
-        timeout_s = self._config.idle_timeout_s
-        if timeout_s is None or self._core.state is not State.IDLE or self._background:
-            self._timers.clear(Timer.IDLE)
-        elif not self._timers.is_set(Timer.IDLE):
-            self._timers.set(Timer.IDLE, self._now() + timeout_s)
-
     def _inspection(self) -> Inspection:
         now = self._now()
         turn = self._alone or self._handed
@@ -987,8 +1220,12 @@ class Actor:
 
     def _waiting_for(self) -> str | None:
         match self._core.state:
+            case State.STARTING if self._slots.waits(self._core.session_id):
+                return "room for its process"
             case State.STARTING:
                 return "the agent to start"
+            case State.HIBERNATING:
+                return "the process to end"
             case State.RUNNING | State.DRAINING if self._tools:
                 return "tools: " + ", ".join(sorted(set(self._tools.values())))
             case State.RUNNING | State.DRAINING:
@@ -1001,7 +1238,7 @@ class Actor:
                 return "the process to end"
             case State.IDLE if self._background:
                 return "background work"
-            case State.IDLE | State.FAILED | State.CLOSED:
+            case State.IDLE | State.HIBERNATED | State.FAILED | State.CLOSED:
                 return None
 
 

@@ -81,21 +81,47 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPolicy:
+    """How much memory agent processes may take together, with all that they start.
+
+    For one more than fits, sessions that rest give up their process; when none rests, whoever wants
+    to begin something is refused.
+
+    Attributes:
+        budget_bytes: Most of it; None: a share of what this machine, or a control group around us,
+            has.
+        share: That share.
+        process_bytes: What a process counts as until it was measured.
+        interval_s: Seconds between two measurements.
+    """
+
+    budget_bytes: int | None = None
+    share: float = 0.8
+    process_bytes: int = 128 * 2**20
+    interval_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorConfig:
     """Limits and policies of one supervisor.
 
     Attributes:
         max_sessions: Most conversations that have not ended; one-offs do not count.
         max_live: Most processes at once, one-offs included. Each live Claude Code process
-            takes about 100 MB.
+            takes about 100 MB. For one more, the session that rests longest gives up its own.
+        memory: How much memory processes may take together; None: nobody looks.
+        max_waiting: Most sessions that wait for a process because all of them are busy.
         max_starting: Most processes that come up at the same time. Starting is bound by the
             processor: more at once than there are cores makes all of them late.
         max_queued: Queries that may wait in one session.
         max_control: Control messages that may wait in one session.
         max_agent_turns: Turns in a row that an agent may begin by itself.
-        idle_timeout_s: Seconds without work after which a session is closed; None never.
+        idle_timeout_s: Seconds without work after which a session gives up its process, to have
+            another one with the next message; None: only where others need the room.
+        expiry_s: Seconds without work after which a session is closed; None never.
         turn_timeout_s: Seconds a turn may take, queueing included, where the caller does not
             say; None sets no limit.
+        claim_s: Seconds that a caller's key stands for the work it was used for.
         workspace: Directory below which sessions get private directories; None makes a
             temporary one that goes with the supervisor.
         restarts: When crashed processes are started again.
@@ -105,12 +131,16 @@ class SupervisorConfig:
 
     max_sessions: int = 1_000
     max_live: int = 32
+    memory: MemoryPolicy | None = None
+    max_waiting: int = 256
     max_starting: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
     max_queued: int = 16
     max_control: int = 256
     max_agent_turns: int = 16
     idle_timeout_s: float | None = None
+    expiry_s: float | None = None
     turn_timeout_s: float | None = None
+    claim_s: float = 86_400.0
     workspace: Path | None = None
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     watchdogs: Watchdogs = field(default_factory=Watchdogs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from session_supervisor.claims import Claims
 from session_supervisor.clock import Clock
 from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import INITIAL, State
@@ -14,6 +15,8 @@ from session_supervisor.messages import Closed, Control, Query
 from session_supervisor.quotas import Account
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.spec import SessionKind, SessionSpec
+from session_supervisor.stores.port import Store
+from session_supervisor.stores.records import SessionRecord
 from session_supervisor.timers import Wakeup
 from session_supervisor.turns import Ledger
 
@@ -29,10 +32,14 @@ class SessionCore:
         kind: What it is for.
         spec: What was asked for.
         cwd: Where its processes run.
+        private: Whether that was allotted to it.
         created_at: When it was started, UTC.
+        active_at: When it last had something to do, UTC.
         mailbox: What it was asked.
         ledger: Its turns.
         log: Its events.
+        store: What keeps them, and the turns that have ended.
+        claims: Callers' keys for their work.
         restarts: Its restarts, against the policy.
         wakeup: What its actor sleeps by.
         clock: What time it is.
@@ -40,6 +47,7 @@ class SessionCore:
         agent_session_id: What to resume the conversation with.
         has_context: Whether the conversation holds anything that a fresh one would not.
         failure: Why it failed, once it has.
+        stored: What the store knows of it.
         closed: Why and how it ended, once it has.
         ended: Set when it has ended and nothing of it runs any more.
     """
@@ -50,10 +58,14 @@ class SessionCore:
     kind: SessionKind
     spec: SessionSpec
     cwd: str
+    private: bool
     created_at: datetime
+    active_at: datetime
     mailbox: Mailbox[Control, Query]
     ledger: Ledger
     log: EventLog
+    store: Store
+    claims: Claims
     restarts: RestartBudget
     wakeup: Wakeup
     clock: Clock
@@ -61,5 +73,30 @@ class SessionCore:
     agent_session_id: str | None = None
     has_context: bool = False
     failure: str | None = None
+    stored: SessionRecord | None = None
     closed: Closed | None = None
     ended: Latch = field(default_factory=Latch)
+
+    def record(self, *, closed: bool = False) -> SessionRecord:
+        """Return what must be known to go on with it in another process of ours.
+
+        Args:
+            closed: Whether it has ended for good.
+        """
+        failed = self.failure is not None
+        return SessionRecord(
+            session_id=self.session_id,
+            owner=self.owner,
+            kind=self.kind,
+            spec=self.spec,
+            cwd=self.cwd,
+            private=self.private,
+            created_at=self.created_at,
+            active_at=self.active_at,
+            state=State.CLOSED if closed else State.FAILED if failed else State.HIBERNATED,
+            agent_session_id=self.agent_session_id,
+            has_context=self.has_context,
+            failure=self.failure,
+            total_cost_usd=self.ledger.total_cost_usd,
+            conversation_cost_usd=self.ledger.conversation_cost_usd,
+        )

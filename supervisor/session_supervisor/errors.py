@@ -11,7 +11,10 @@ SupervisorError
 │   ├── Busy                   a turn runs, and the caller would not wait
 │   ├── MailboxFull            too much waits already; retry later
 │   ├── AtCapacity             too many sessions or processes; retry later
+│   │   └── MemoryFull         the processes take as much memory as they may
 │   ├── QuotaExceeded          the owner has as much as it may have; end something
+│   ├── ClaimConflict          the key stands for something else
+│   ├── Unavailable            the store fails; retry later
 │   ├── NoWorkspace            no directory can be made; the operator must look
 │   └── Draining               the supervisor is going away
 ├── TurnFailed                 a turn ended without an answer: its code says why
@@ -22,7 +25,10 @@ SupervisorError
 │   └── AgentGone              the process has ended
 └── StoreError                 raised by adapters of the Store port
     ├── Fenced                 another writer took the session over
-    └── SequenceConflict       the log is not where the writer believes
+    ├── SequenceConflict       the log is not where the writer believes
+    ├── UnknownSession         there is no such session, or it was erased
+    ├── AlreadyExists          there is a session with that id
+    └── ClaimTaken             the key stands for other work already
 """
 
 from __future__ import annotations
@@ -135,6 +141,18 @@ class AtCapacity(Refused):
         self.retry_after = retry_after
 
 
+class MemoryFull(AtCapacity):
+    """The agent processes take as much memory as they may, and none of them rests."""
+
+    def __init__(self, used_bytes: int, budget_bytes: int, *, retry_after: float = 5.0) -> None:
+        Refused.__init__(
+            self,
+            f"The agents' processes take {used_bytes >> 20} of the {budget_bytes >> 20} MiB of "
+            "memory that they may, and all of them are busy. Try again later.",
+        )
+        self.retry_after = retry_after
+
+
 class QuotaExceeded(Refused):
     """The owner has as much as it may have at once."""
 
@@ -146,6 +164,30 @@ class QuotaExceeded(Refused):
             "ends, and try again."
         )
         self.retry_after = retry_after
+
+
+class ClaimConflict(Refused):
+    """The caller's key stands for other work than what is asked now."""
+
+    code = "idempotency_conflict"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"The key {key!r} was used for another request. Repeat that one, or choose a new key."
+        )
+
+
+class Unavailable(Refused):
+    """What a session is kept in fails."""
+
+    code = "store_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server cannot store anything at the moment. What was acknowledged is safe. Try "
+            "again later."
+        )
+        self.retry_after = 5.0
 
 
 class NoWorkspace(Refused):
@@ -267,3 +309,24 @@ class Fenced(StoreError):
 
 class SequenceConflict(StoreError):
     """The stored log does not end where the writer believes it does."""
+
+
+class UnknownSession(StoreError):
+    """The store has no such session."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"The store has no session {session_id!r}.")
+
+
+class AlreadyExists(StoreError):
+    """The store has a session with that id."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"The store has a session {session_id!r} already.")
+
+
+class ClaimTaken(StoreError):
+    """The key stands for work that was begun before."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The key {key!r} has been used for other work.")

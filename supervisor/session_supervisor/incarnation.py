@@ -24,6 +24,7 @@ from session_supervisor.agents.port import (
 from session_supervisor.config import Watchdogs
 from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed
 from session_supervisor.latch import Latch
+from session_supervisor.slots import Slots
 from session_supervisor.spec import Prompt
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,9 @@ class Incarnation:
         binding: The session it works for.
         resume: The conversation to go on with, if any.
         watchdogs: Time limits for start and probe.
+        slots: Room for it; it takes a slot from before its start until it is gone.
         starting: Held while it comes up.
+        prepare: Called before it is started.
         post: Called with each signal.
         tasks: Where its child tasks run.
     """
@@ -105,7 +108,9 @@ class Incarnation:
         binding: Binding,
         resume: str | None,
         watchdogs: Watchdogs,
+        slots: Slots,
         starting: AbstractAsyncContextManager[object],
+        prepare: Callable[[], Awaitable[None]],
         post: Callable[[Signal], None],
         tasks: asyncio.TaskGroup,
     ) -> None:
@@ -114,7 +119,9 @@ class Incarnation:
         self._binding = binding
         self._resume = resume
         self._watchdogs = watchdogs
+        self._slots = slots
         self._starting = starting
+        self._prepare = prepare
         self._post = post
         self._tasks = tasks
         self._process: AgentProcess | None = None
@@ -229,6 +236,15 @@ class Incarnation:
         return errand
 
     async def _live(self) -> Down:
+        """Wait for room, and live in it."""
+        session_id = self._binding.session_id
+        await self._slots.take(session_id)
+        try:
+            return await self._read()
+        finally:
+            self._slots.give_back(session_id)
+
+    async def _read(self) -> Down:
         """Read the process from its start to its end, and say what that was."""
         try:
             process = await self._start()
@@ -243,6 +259,7 @@ class Incarnation:
             # Given up while it started, and started all the same: it is stopped unheard.
             if not self.given_up:
                 process.bind(self._binding)
+                self._slots.lives(self._binding.session_id, process.tree)
                 self._post(Up(self))
                 async for message in process.messages():
                     await self._hear(message)
@@ -286,6 +303,7 @@ class Incarnation:
             time_limit = asyncio.timeout(limit)
             try:
                 async with time_limit:
+                    await self._prepare()
                     return await self._agent.spawn(self._fingerprint, resume=self._resume)
             except TimeoutError as error:
                 if not time_limit.expired():

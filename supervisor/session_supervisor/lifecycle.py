@@ -25,6 +25,10 @@ class State(StrEnum):
     """A turn runs."""
     INTERRUPTING = "interrupting"
     """The running turn was told to stop, or was given up, and has yet to come to rest."""
+    HIBERNATING = "hibernating"
+    """Idle for long, or others need the room: the process is being stopped."""
+    HIBERNATED = "hibernated"
+    """No process; the next message wakes it, with its context."""
     RESTARTING = "restarting"
     """The process is gone; the next one starts after a delay."""
     DRAINING = "draining"
@@ -52,6 +56,10 @@ class Trigger(StrEnum):
     """A process that we stopped on purpose is gone."""
     CRASHED = "crashed"
     """The process went away by itself, or did not come up."""
+    HIBERNATE = "hibernate"
+    """The session is to give up its process, and nothing else."""
+    WAKE = "wake"
+    """There is something to do again, and room for a process."""
     RETRY = "retry"
     """The delay before the next start is over."""
     GAVE_UP = "gave_up"
@@ -72,6 +80,7 @@ TRANSITIONS: Mapping[State, Mapping[Trigger, State]] = MappingProxyType(
         },
         State.IDLE: {
             Trigger.TURN_BEGAN: State.RUNNING,
+            Trigger.HIBERNATE: State.HIBERNATING,
             Trigger.CRASHED: State.RESTARTING,
             Trigger.GAVE_UP: State.FAILED,
             Trigger.CLOSE: State.CLOSING,
@@ -89,6 +98,14 @@ TRANSITIONS: Mapping[State, Mapping[Trigger, State]] = MappingProxyType(
             Trigger.STOPPED: State.STARTING,
             Trigger.CRASHED: State.RESTARTING,
             Trigger.GAVE_UP: State.FAILED,
+            Trigger.CLOSE: State.CLOSING,
+        },
+        State.HIBERNATING: {
+            Trigger.STOPPED: State.HIBERNATED,
+            Trigger.CLOSE: State.CLOSING,
+        },
+        State.HIBERNATED: {
+            Trigger.WAKE: State.STARTING,
             Trigger.CLOSE: State.CLOSING,
         },
         State.RESTARTING: {

@@ -235,14 +235,24 @@ class Mailbox(Generic[C, W]):
         """Refuse further work with what `reason` makes; what waits stays."""
         self._refuse_work = reason
 
-    def shut(self, reason: Callable[[], Refused]) -> None:
-        """Refuse everything from now on, and answer so all that has no answer."""
+    def shut(self, reason: Callable[[], Refused]) -> list[C | W]:
+        """Refuse everything from now on, and answer so all that has no answer.
+
+        Returns:
+            What was answered so.
+        """
         self._refuse_all = reason
         self._control.clear()
         self._work.clear()
         self._acknowledged = 0
-        for message in list(self._unanswered.values()):
+        unanswered = list(self._unanswered.values())
+        for message in unanswered:
             message.refuse(reason())
+        return unanswered
+
+    def reopen(self) -> None:
+        """Take everything again."""
+        self._refuse_work = self._refuse_all = None
 
     def _take_in(self, message: C | W) -> None:
         def answered() -> None:

@@ -13,6 +13,7 @@ from session_supervisor.mailbox import Reply
 from session_supervisor.quotas import Place
 from session_supervisor.results import Origin
 from session_supervisor.spec import Prompt
+from session_supervisor.stores.records import Claim
 
 T = TypeVar("T")
 
@@ -67,11 +68,11 @@ class CloseReason(StrEnum):
     FINISHED = "finished"
     """A one-off whose turn has ended."""
 
-    IDLE = "idle"
-    """Nothing happened in it for too long."""
+    EXPIRED = "expired"
+    """Nobody used it for too long."""
 
     DRAINED = "drained"
-    """The supervisor is going away."""
+    """The supervisor is going away; where the store outlives it, the session does too."""
 
     FAULT = "fault"
     """A bug of ours, or a store that failed."""
@@ -151,11 +152,13 @@ class Query(_Message[Accepted]):
         timeout_s: Seconds from acceptance after which the turn is given up; None never.
         place: What it counts as, of what its owner may have; given back if it is refused, else
             with the turn's end.
+        claim: Stored along with the turn, if its caller has a key for it.
     """
 
     prompt: Prompt
     timeout_s: float | None = None
     place: Place | None = None
+    claim: Claim | None = None
 
     @property
     def key(self) -> str:
@@ -204,5 +207,19 @@ class Close(_Message[Closed]):
     urgency: int = 2
 
 
-Control: TypeAlias = Interrupt | Inspect | Close
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hibernate(_Message[State]):
+    """Give the process up, if it has nothing to do; answered with the state that follows."""
+
+    urgency: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wake(_Message[State]):
+    """Have a process again, before it is needed; answered with the state that follows."""
+
+    urgency: int = 0
+
+
+Control: TypeAlias = Interrupt | Inspect | Hibernate | Wake | Close
 """Messages of the control lane."""

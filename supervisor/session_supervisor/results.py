@@ -103,6 +103,7 @@ class TurnRecord:
         ended_at: When it ended.
         result: How it ended, once it has.
         first_seq: Sequence number of its first event.
+        last_seq: Sequence number of its terminal event, once it has ended.
     """
 
     session_id: str
@@ -113,6 +114,7 @@ class TurnRecord:
     text: str
     accepted_at: datetime
     first_seq: int
+    last_seq: int | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     result: TurnResult | None = None

@@ -13,23 +13,36 @@ from datetime import datetime
 from typing import Self
 from uuid import uuid4
 
+from session_supervisor.claims import ClaimKey, Hold
 from session_supervisor.core import SessionCore
-from session_supervisor.errors import Busy, InvalidSpec, Refused, SessionClosed, TurnFailed
+from session_supervisor.errors import (
+    Busy,
+    ClaimConflict,
+    Draining,
+    InvalidSpec,
+    Refused,
+    SessionClosed,
+    TurnFailed,
+    TurnNotFound,
+)
 from session_supervisor.events import Event, Gap
 from session_supervisor.lifecycle import ACTIVE, State
 from session_supervisor.log import Cursor
 from session_supervisor.messages import (
     Close,
     Closed,
+    Hibernate,
     Inspect,
     Inspection,
     Interrupt,
     Interrupted,
     Query,
+    Wake,
 )
 from session_supervisor.quotas import Quota
 from session_supervisor.results import Outcome, TurnRecord, TurnResult
 from session_supervisor.spec import Prompt, SessionKind, SessionSpec
+from session_supervisor.stores.records import Claim
 from session_supervisor.turns import Turn
 
 
@@ -86,7 +99,31 @@ async def submit(core: SessionCore, query: Query) -> TurnHandle:
         query.refuse(error)
         raise
     accepted = await query.reply.wait()
-    return TurnHandle(core, core.ledger.get(accepted.turn_id), position=accepted.position)
+    return TurnHandle(core, await _find(core, accepted.turn_id), position=accepted.position)
+
+
+async def attach(core: SessionCore, turn_id: str) -> TurnHandle:
+    """Return a turn that was asked for before, under the same key.
+
+    Raises:
+        TurnNotFound: It is no longer kept.
+    """
+    return TurnHandle(core, await _find(core, turn_id), attached=True)
+
+
+async def _find(core: SessionCore, turn_id: str) -> Turn:
+    """Return a turn, running or ended.
+
+    Raises:
+        TurnNotFound: There is no such turn, or it is no longer kept.
+    """
+    turn = core.ledger.find(turn_id)
+    if turn is not None:
+        return turn
+    record = await core.store.turn(core.session_id, turn_id)
+    if record is None:
+        raise TurnNotFound(turn_id)
+    return Turn.restored(record)
 
 
 class TurnHandle:
@@ -95,11 +132,15 @@ class TurnHandle:
     Iterating gives the turn's events from its acceptance to its one terminal event.
     """
 
-    def __init__(self, core: SessionCore, turn: Turn, *, position: int = 0) -> None:
+    def __init__(
+        self, core: SessionCore, turn: Turn, *, position: int = 0, attached: bool = False
+    ) -> None:
         self._core = core
         self._turn = turn
         self.position = position
         """Turns that were in front of it when it was accepted, the running one included."""
+        self.attached = attached
+        """Whether it was asked for before, under the same key."""
 
     @property
     def turn_id(self) -> str:
@@ -116,17 +157,24 @@ class TurnHandle:
         return self._turn.record()
 
     async def wait(self) -> TurnResult:
-        """Return how the turn ended, whichever way, once it has."""
+        """Return how the turn ended, whichever way, once it has.
+
+        Raises:
+            Draining: The supervisor went away before it could run. It will, under the next.
+            Unavailable: The store fails. How the turn ended is known when it does not any more.
+        """
         await self._turn.announced.wait()
-        result = self._turn.result
-        assert result is not None, "what is announced has a result"
-        return result
+        if self._turn.result is None:
+            raise Draining if self._turn.left is None else self._turn.left()
+        return self._turn.result
 
     async def result(self) -> TurnResult:
         """Return the answer, once there is one; a partial one if the turn was interrupted.
 
         Raises:
             TurnFailed: The turn failed or was lost.
+            Draining: The supervisor went away before it could run. It will, under the next.
+            Unavailable: The store fails. How the turn ended is known when it does not any more.
         """
         result = await self.wait()
         if result.failure is not None and result.outcome in (Outcome.FAILED, Outcome.LOST):
@@ -189,9 +237,17 @@ class TurnEvents:
 class Session:
     """One session."""
 
-    def __init__(self, core: SessionCore, *, default_timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        core: SessionCore,
+        *,
+        default_timeout_s: float | None = None,
+        attached: bool = False,
+    ) -> None:
         self._core = core
         self._default_timeout_s = default_timeout_s
+        self.attached = attached
+        """Whether it was started before, under the same key."""
 
     @property
     def session_id(self) -> str:
@@ -231,6 +287,7 @@ class Session:
         turn_id: str | None = None,
         queue: bool = True,
         quota: Quota | None = None,
+        claim: ClaimKey | None = None,
     ) -> TurnHandle:
         """Ask; returns when the query is accepted, not when it is answered.
 
@@ -243,8 +300,12 @@ class Session:
                 skip the prompt, and the turn is given up as stalled.
             queue: Whether to wait behind other turns; otherwise `Busy` is raised.
             quota: What the session's owner may have at once; None: any number of turns.
+            claim: The caller's key. If it was used before, this returns the turn that was begun
+                then, whatever became of it.
 
         Raises:
+            ClaimConflict: The key stands for something else.
+            TurnNotFound: What the key stands for is no longer kept.
             InvalidSpec: The prompt is empty, the time limit is not positive, or the turn's id
                 was used before.
             Busy: A turn runs or waits, and `queue` is False.
@@ -252,23 +313,50 @@ class Session:
             QuotaExceeded: The owner has as many turns as it may have.
             SessionClosed: The session has ended.
             SessionFailed: The session gave up on its agent.
+            Unavailable: The store fails.
             Draining: The supervisor is shutting down.
         """
         check_query(prompt, timeout_s)
+        core, hold = self._core, None
+        if claim is not None:
+            found = await core.claims.take(core.owner, claim)
+            if isinstance(found, Claim):
+                if found.session_id != core.session_id or found.turn_id is None:
+                    raise ClaimConflict(claim.key)
+                return await attach(core, found.turn_id)
+            hold = found
+        try:
+            query = await self._query(prompt, timeout_s, turn_id, queue, quota, hold)
+        except BaseException:
+            if hold is not None:
+                hold.release()
+            raise
+        if hold is not None:
+            query.on_settled(hold.release)
+        return await submit(core, query)
+
+    async def _query(
+        self,
+        prompt: str,
+        timeout_s: float | None,
+        turn_id: str | None,
+        queue: bool,
+        quota: Quota | None,
+        hold: Hold | None,
+    ) -> Query:
         core = self._core
-        if core.kind is SessionKind.ONEOFF and (core.ledger.records() or core.mailbox.waiting_work):
+        if core.kind is SessionKind.ONEOFF:  # its only turn was asked when it was made
             raise SessionClosed(core.session_id)
-        if turn_id is not None and (core.ledger.knows(turn_id) or core.mailbox.waits(turn_id)):
+        if turn_id is not None and await self._knows(turn_id):
             raise InvalidSpec("turn_id", f"{turn_id!r} was used before in this session")
         if not queue and (core.mailbox.waiting_work or core.ledger.open()):
             raise Busy("The session is busy with another turn. Wait for its end, or interrupt it.")
-        return await submit(
-            core,
-            Query(
-                prompt=Prompt(prompt_id=turn_id or str(uuid4()), text=prompt),
-                timeout_s=self._default_timeout_s if timeout_s is None else timeout_s,
-                place=core.account.take_turn(quota),
-            ),
+        turn_id = turn_id or str(uuid4())
+        return Query(
+            prompt=Prompt(prompt_id=turn_id, text=prompt),
+            timeout_s=self._default_timeout_s if timeout_s is None else timeout_s,
+            place=core.account.take_turn(quota),
+            claim=None if hold is None else hold.claim(core.session_id, turn_id),
         )
 
     async def interrupt(self, *, turn_id: str | None = None, queued: bool = False) -> Interrupted:
@@ -316,17 +404,59 @@ class Session:
         assert closed is not None, "what has ended was closed"
         return closed
 
-    def turn(self, turn_id: str) -> TurnHandle:
+    async def hibernate(self) -> State:
+        """Have the session give up its process, if that has nothing to do.
+
+        It wakes by itself, with its context, when there is something to do.
+
+        Returns:
+            The state that follows: `hibernating` or, if it needs its process, another.
+
+        Raises:
+            SessionClosed: The session has ended.
+        """
+        message = Hibernate()
+        self._core.mailbox.offer_control(message)
+        return await message.reply.wait()
+
+    async def wake(self) -> State:
+        """Have the session get a process before it is needed.
+
+        Returns:
+            The state that follows.
+
+        Raises:
+            SessionClosed: The session has ended.
+        """
+        message = Wake()
+        self._core.mailbox.offer_control(message)
+        return await message.reply.wait()
+
+    async def turn(self, turn_id: str) -> TurnHandle:
         """Return a turn, running or ended.
 
         Raises:
             TurnNotFound: There is no such turn, or it is no longer kept.
         """
-        return TurnHandle(self._core, self._core.ledger.get(turn_id))
+        return TurnHandle(self._core, await _find(self._core, turn_id))
 
-    def turns(self) -> tuple[TurnRecord, ...]:
+    async def turns(self) -> tuple[TurnRecord, ...]:
         """Return every turn that is kept, oldest first."""
-        return self._core.ledger.records()
+        core = self._core
+        records = {turn.turn_id: turn for turn in await core.store.turns(core.session_id)}
+        # Those that have not ended are further on than what is stored of them.
+        records.update((turn.turn_id, turn) for turn in core.ledger.records())
+        return tuple(records.values())
+
+    async def _knows(self, turn_id: str) -> bool:
+        core = self._core
+        # Nothing may be awaited between the last look and the offer of the query.
+        stored = await core.store.turn(core.session_id, turn_id)
+        return (
+            stored is not None
+            or core.mailbox.waits(turn_id)
+            or core.ledger.find(turn_id) is not None
+        )
 
     def events(self, after: int = 0) -> Cursor:
         """Return a reader of all the session's events.

@@ -42,6 +42,9 @@ class SessionSpec:
         permission_mode: What happens to tools that are not allowed outright.
         system_prompt: Replaces the agent's own system prompt; None keeps it.
         max_turns: Most model round trips in one turn; None sets no limit.
+        idle_timeout_s: Seconds without work after which the session gives up its process; None as
+            the supervisor's configuration says.
+        expiry_s: Seconds without work after which it is closed; None as that says.
     """
 
     model: str | None = None
@@ -50,6 +53,8 @@ class SessionSpec:
     permission_mode: PermissionMode = "default"
     system_prompt: str | None = None
     max_turns: int | None = None
+    idle_timeout_s: float | None = None
+    expiry_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,38 +21,62 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from session_supervisor import events
-from session_supervisor.actor import Actor, Restarted
-from session_supervisor.agents.port import Agent
+from session_supervisor.actor import SERVER_FAULT, SERVER_RESTART, Actor, Restarted
+from session_supervisor.agents.port import Agent, Fingerprint, Forgets, Recovers
+from session_supervisor.claims import ClaimKey, Claims, Hold
 from session_supervisor.clock import Clock
 from session_supervisor.config import SupervisorConfig
 from session_supervisor.core import SessionCore
 from session_supervisor.errors import (
+    AgentError,
     AtCapacity,
+    ClaimConflict,
     Draining,
     Failure,
     FailureCode,
+    Fenced,
+    InvalidSpec,
+    MemoryFull,
     Refused,
     SessionClosed,
     SessionNotFound,
+    StoreError,
+    Unavailable,
+    UnknownSession,
 )
-from session_supervisor.lifecycle import ACTIVE, State
+from session_supervisor.latch import Latch
+from session_supervisor.lifecycle import ACTIVE, INITIAL, State
 from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
+from session_supervisor.memory import memory_of
 from session_supervisor.messages import Close, Closed, CloseReason, Control, Query
 from session_supervisor.monitors import Down, Monitor, Notice
 from session_supervisor.quotas import Account, Place, Quota, Usage
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
-from session_supervisor.session import Session, SessionSnapshot, TurnHandle, check_query, submit
+from session_supervisor.revival import revive, text_of
+from session_supervisor.session import (
+    Session,
+    SessionSnapshot,
+    TurnHandle,
+    attach,
+    check_query,
+    submit,
+)
 from session_supervisor.shielding import to_the_end
+from session_supervisor.slots import Slots
 from session_supervisor.spec import LOCAL_OWNER, Prompt, SessionKind, SessionSpec
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
+from session_supervisor.stores.records import Claim, Lease, SessionRecord
 from session_supervisor.timers import Wakeup
 from session_supervisor.turns import Ledger
 from session_supervisor.workspaces import PrivateDirectories, Workspaces
 
 logger = logging.getLogger(__name__)
+
+ERASE_AGAIN_S = 60.0
+"""Seconds after which a session that could not be erased is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,18 +86,24 @@ class SupervisorSnapshot:
     Attributes:
         sessions: Every session that is not gone, one-offs and ended ones included.
         active: Conversations that take queries.
-        live: Sessions that have a process, or are about to.
+        live: Processes, those that come up or are being stopped included.
+        waiting: Sessions that wait for room for one.
         max_sessions: Most conversations that have not ended.
         max_live: Most processes.
         draining: Whether no new work is taken.
+        memory_bytes: What the processes take, as last measured; None where nobody looks.
+        memory_budget_bytes: What they may take; None where nobody looks.
     """
 
     sessions: tuple[SessionSnapshot, ...]
     active: int
     live: int
+    waiting: int
     max_sessions: int
     max_live: int
     draining: bool
+    memory_bytes: int | None = None
+    memory_budget_bytes: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +114,9 @@ class _Entry:
     place: Place | None
     counts: bool = True
     forget: asyncio.TimerHandle | None = None
+    faults: RestartBudget | None = None
+    ours: bool = True
+    """Whether we may write it; else somebody else goes on with it."""
 
 
 class Supervisor:
@@ -112,8 +145,11 @@ class Supervisor:
         self._agent = agent
         self._config = config or SupervisorConfig()
         self._store = store or MemoryStore(self._config.retention)
-        self._workspaces = workspaces or PrivateDirectories(self._config.workspace)
+        self._workspaces = workspaces or PrivateDirectories(
+            self._config.workspace, keep=self._store.durable
+        )
         self._clock = clock or Clock()
+        self._claims = Claims(self._store, clock=self._clock, valid_s=self._config.claim_s)
         self._random = random
         self._entries: dict[str, _Entry] = {}
         # Of owners that have something; whatever counts holds on to its account.
@@ -121,10 +157,11 @@ class Supervisor:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._monitors: set[Monitor] = set()
         self._starting = asyncio.Semaphore(self._config.max_starting)
-        self._live = 0
+        memory = self._config.memory
+        self._slots = Slots(self._config.max_live, None if memory is None else memory_of(memory))
         self._conversations = 0
         self._open = False
-        self._draining = False
+        self._leaving = Latch()
         self._tasks: set[asyncio.Task[None]] = set()
         self._admissions: set[asyncio.Future[None]] = set()
 
@@ -133,10 +170,21 @@ class Supervisor:
         """Its limits and policies."""
         return self._config
 
+    @property
+    def _draining(self) -> bool:
+        return self._leaving.is_set()
+
     async def __aenter__(self) -> Self:
         if self._open or self._draining:
             raise RuntimeError("A supervisor is opened once. Make another one.")
         self._open = True
+        try:
+            await self._recover()
+            if self._slots.memory_budget_bytes is not None:
+                self._own(self._measure(), name="measure memory")
+        except BaseException:
+            await to_the_end(self._shut_down())
+            raise
         return self
 
     async def __aexit__(
@@ -158,7 +206,8 @@ class Supervisor:
         for entry in tuple(self._entries.values()):
             if entry.forget is not None:
                 entry.forget.cancel()
-            await self._release(entry)
+            if not self._store.durable:
+                await self._release(entry)
         await self._store.aclose()
         await self._workspaces.aclose()
 
@@ -170,6 +219,7 @@ class Supervisor:
         *,
         owner: str = LOCAL_OWNER,
         quota: Quota | None = None,
+        claim: ClaimKey | None = None,
     ) -> Session:
         """Start a conversation.
 
@@ -179,23 +229,65 @@ class Supervisor:
             spec: What is wanted; None takes the agent's defaults.
             owner: Whose session it is.
             quota: What that owner may have at once; None: any number of sessions.
+            claim: The caller's key. If it was used before, this returns the session that was
+                started then, whatever became of it.
 
         Raises:
+            ClaimConflict: The key stands for something else.
+            SessionNotFound: The session that it stands for is no longer kept.
             InvalidSpec: The agent could not do what is asked.
             AtCapacity: There are as many sessions, or processes, as there may be.
             QuotaExceeded: The owner has as many sessions as it may have.
             NoWorkspace: No directory can be made for it.
+            Unavailable: The store fails.
             Draining: The supervisor is shutting down.
         """
-        spec, kind = spec or SessionSpec(), SessionKind.CONVERSATION
+        self._require_open()
+        hold = None
+        if claim is not None:
+            found = await self._claims.take(owner, claim)
+            if isinstance(found, Claim):
+                core = self._claimed(found)
+                if found.turn_id is not None:
+                    raise ClaimConflict(claim.key)
+                return self._session(core, attached=True)
+            hold = found
+        try:
+            return await self._start(spec or SessionSpec(), owner, quota, hold)
+        finally:
+            if hold is not None:
+                hold.release()
+
+    async def _start(
+        self, spec: SessionSpec, owner: str, quota: Quota | None, hold: Hold | None
+    ) -> Session:
+        kind = SessionKind.CONVERSATION
         self._check(spec, kind)
         place = self._account(owner).take_session(quota)
         try:
-            entry = await self._admit(spec, owner, kind, place)
+            entry = await self._admit(spec, owner, kind, place, hold)
         except BaseException:
             place.release()
             raise
         return entry.session
+
+    async def claimed(self, claim: ClaimKey, *, owner: str = LOCAL_OWNER) -> bool:
+        """Return whether a key stands for work that was begun before.
+
+        Args:
+            claim: The caller's key.
+            owner: Whose it is.
+
+        Raises:
+            ClaimConflict: It stands for something else.
+        """
+        return await self._claims.find(owner, claim) is not None
+
+    def _claimed(self, claim: Claim) -> SessionCore:
+        entry = self._entries.get(claim.session_id)
+        if entry is None:
+            raise SessionNotFound(claim.session_id)
+        return entry.core
 
     async def query(
         self,
@@ -205,6 +297,7 @@ class Supervisor:
         owner: str = LOCAL_OWNER,
         timeout_s: float | None = None,
         quota: Quota | None = None,
+        claim: ClaimKey | None = None,
     ) -> TurnHandle:
         """Ask once, without a conversation.
 
@@ -216,15 +309,54 @@ class Supervisor:
             owner: On whose behalf.
             timeout_s: Seconds from now after which the turn is given up.
             quota: What the owner may have at once; None: any number of turns.
+            claim: The caller's key. If it was used before, this returns the turn that was begun
+                then, whatever became of it.
 
         Raises:
+            ClaimConflict: The key stands for something else.
+            SessionNotFound: What the key stands for is no longer kept.
             InvalidSpec: The prompt is empty, or the agent could not do what is asked.
             AtCapacity: There are as many processes as there may be.
             QuotaExceeded: The owner has as many turns as it may have.
+            Unavailable: The store fails.
             Draining: The supervisor is shutting down.
         """
         check_query(prompt, timeout_s)
-        spec, kind = spec or SessionSpec(), SessionKind.ONEOFF
+        self._require_open()
+        hold = None
+        if claim is not None:
+            found = await self._claims.take(owner, claim)
+            if isinstance(found, Claim):
+                core = self._claimed(found)
+                if found.turn_id is None or core.kind is not SessionKind.ONEOFF:
+                    raise ClaimConflict(claim.key)
+                return await attach(core, found.turn_id)
+            hold = found
+        try:
+            core, query = await self._once(prompt, spec or SessionSpec(), owner, timeout_s, quota)
+        except BaseException:
+            if hold is not None:
+                hold.release()
+            raise
+        if hold is not None:
+            query = replace(query, claim=hold.claim(core.session_id, query.key))
+            query.on_settled(hold.release)
+        try:
+            return await submit(core, query)
+        except Refused:
+            with suppress(Refused):
+                await self.close(core.session_id)
+            raise
+
+    async def _once(
+        self,
+        prompt: str,
+        spec: SessionSpec,
+        owner: str,
+        timeout_s: float | None,
+        quota: Quota | None,
+    ) -> tuple[SessionCore, Query]:
+        kind = SessionKind.ONEOFF
         self._check(spec, kind)
         place = self._account(owner).take_turn(quota)
         try:
@@ -237,11 +369,7 @@ class Supervisor:
             timeout_s=self._config.turn_timeout_s if timeout_s is None else timeout_s,
             place=place,
         )
-        try:
-            return await submit(entry.core, query)
-        except Refused:
-            await self.close(entry.core.session_id)
-            raise
+        return entry.core, query
 
     def check_admission(self, kind: SessionKind = SessionKind.CONVERSATION) -> None:
         """Return if a session of this kind would be admitted now.
@@ -250,15 +378,19 @@ class Supervisor:
             kind: What it would be for.
 
         Raises:
-            AtCapacity: There are as many sessions, or processes, as there may be.
+            AtCapacity: There are as many sessions, or processes, as there may be, or they take as
+                much memory as they may.
             Draining: The supervisor is shutting down.
         """
         self._refuse_when_draining()
         config = self._config
         if kind is SessionKind.CONVERSATION and self._conversations >= config.max_sessions:
             raise AtCapacity("sessions", config.max_sessions)
-        if self._live >= config.max_live:
+        if self._slots.waiting >= config.max_waiting:
             raise AtCapacity("agent processes", config.max_live)
+        used, budget = self._slots.memory_bytes, self._slots.memory_budget_bytes
+        if used is not None and budget is not None and self._slots.memory_full:
+            raise MemoryFull(used, budget)
 
     def get(self, session_id: str, *, owner: str | None = None) -> Session:
         """Return a session, also one that has ended and is still kept.
@@ -298,11 +430,18 @@ class Supervisor:
 
         Raises:
             SessionNotFound: There is none, or it is somebody else's.
+            Unavailable: Something of it could not be erased. Close it again.
         """
         session = self.get(session_id, owner=owner)
         entry = self._entries[session_id]
         closed = await session.close()
-        await to_the_end(self._forget(entry))
+        try:
+            await to_the_end(self._forget(entry))
+        except (StoreError, AgentError) as error:
+            logger.exception(
+                "session %s could not be erased", session_id, extra={"session_id": session_id}
+            )
+            raise Unavailable from error
         return closed
 
     # -- look and listen -----------------------------------------------------------------
@@ -312,10 +451,13 @@ class Supervisor:
         return SupervisorSnapshot(
             sessions=tuple(entry.session.snapshot() for entry in self._entries.values()),
             active=len(self.list()),
-            live=self._live,
+            live=self._slots.taken,
+            waiting=self._slots.waiting,
             max_sessions=self._config.max_sessions,
             max_live=self._config.max_live,
             draining=self._draining,
+            memory_bytes=self._slots.memory_bytes,
+            memory_budget_bytes=self._slots.memory_budget_bytes,
         )
 
     def usage(self, owner: str) -> Usage:
@@ -345,7 +487,7 @@ class Supervisor:
         Args:
             budget_s: Seconds that running turns may still take.
         """
-        self._draining = True
+        self._leaving.set()
         for entry in tuple(self._entries.values()):
             entry.core.mailbox.shut_work(Draining)
             message = Close(reason=CloseReason.DRAINED, grace_s=budget_s)
@@ -359,10 +501,17 @@ class Supervisor:
 
     def _check(self, spec: SessionSpec, kind: SessionKind) -> None:
         """Refuse what could not be begun; nothing may be awaited between this and counting."""
-        if not self._open:
-            raise RuntimeError("The supervisor is not open: use `async with Supervisor(...)`.")
+        self._require_open()
+        for name in ("idle_timeout_s", "expiry_s"):
+            limit_s: float | None = getattr(spec, name)
+            if limit_s is not None and not limit_s > 0:
+                raise InvalidSpec(name, "must be greater than 0")
         self._agent.check(spec)
         self.check_admission(kind)
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("The supervisor is not open: use `async with Supervisor(...)`.")
 
     def _account(self, owner: str) -> Account:
         account = self._accounts.get(owner)
@@ -371,18 +520,21 @@ class Supervisor:
         return account
 
     async def _admit(
-        self, spec: SessionSpec, owner: str, kind: SessionKind, place: Place | None = None
+        self,
+        spec: SessionSpec,
+        owner: str,
+        kind: SessionKind,
+        place: Place | None = None,
+        hold: Hold | None = None,
     ) -> _Entry:
         conversation = kind is SessionKind.CONVERSATION
         # Counted before the first wait, so that many at once keep within the limits.
-        self._live += 1
         self._conversations += conversation
         admitted = asyncio.get_running_loop().create_future()
         self._admissions.add(admitted)
         try:
-            return await self._admit_counted(spec, owner, kind, place)
+            return await self._admit_counted(spec, owner, kind, place, hold)
         except BaseException:
-            self._live -= 1
             self._conversations -= conversation
             raise
         finally:
@@ -390,13 +542,18 @@ class Supervisor:
             admitted.set_result(None)
 
     async def _admit_counted(
-        self, spec: SessionSpec, owner: str, kind: SessionKind, place: Place | None
+        self,
+        spec: SessionSpec,
+        owner: str,
+        kind: SessionKind,
+        place: Place | None,
+        hold: Hold | None,
     ) -> _Entry:
-        entry = await self._make(spec, owner, kind, place)
+        entry = await self._make(spec, owner, kind, place, hold)
         try:
             self._refuse_when_draining()
         except Draining:
-            await to_the_end(self._erase(entry))
+            await to_the_end(self._erase(entry, claims=True))
             raise
         self._entries[entry.core.session_id] = entry
         self._own(self._run(entry), name=f"session {entry.core.session_id}")
@@ -413,54 +570,182 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def _vacate(self, entry: _Entry) -> None:
-        """Let others have the places that a session without a process had."""
+        """Let others have the places of a session that takes no more queries."""
         if entry.counts:
             entry.counts = False
-            self._live -= 1
             self._conversations -= entry.core.kind is SessionKind.CONVERSATION
             if entry.place is not None:
                 entry.place.release()
 
     async def _make(
-        self, spec: SessionSpec, owner: str, kind: SessionKind, place: Place | None
+        self,
+        spec: SessionSpec,
+        owner: str,
+        kind: SessionKind,
+        place: Place | None,
+        hold: Hold | None,
     ) -> _Entry:
         session_id = str(uuid4())
         private_cwd = await self._workspaces.allot(session_id) if spec.cwd is None else None
-        try:
-            fence = await self._store.acquire(session_id)
-        except BaseException:
-            if private_cwd is not None:
-                await self._workspaces.release(private_cwd)
-            raise
-        config, wakeup = self._config, Wakeup()
-        core = SessionCore(
+        now = self._clock.now()
+        record = SessionRecord(
             session_id=session_id,
             owner=owner,
-            account=self._account(owner),
             kind=kind,
             spec=spec,
             cwd=str(private_cwd) if private_cwd is not None else str(spec.cwd),
-            created_at=self._clock.now(),
+            private=private_cwd is not None,
+            created_at=now,
+            active_at=now,
+        )
+        claims = () if hold is None else (hold.claim(session_id, None),)
+        creating = asyncio.ensure_future(self._store.create(record, claims=claims))
+        try:
+            # Given up or cancelled, it may be kept all the same, and then nobody knows of it.
+            await asyncio.wait({creating}, timeout=self._config.watchdogs.store_s)
+            if not creating.done():
+                raise Unavailable
+            lease = creating.result()
+        except BaseException as error:
+            undoing = self._undo(creating, record)
+            if creating.done():
+                await to_the_end(undoing)
+            else:
+                self._own(undoing, name=f"undo session {session_id}")
+            if isinstance(error, StoreError):
+                logger.exception("a session could not be stored")
+                raise Unavailable from error
+            raise
+        return self._entry(record, lease, place, state=INITIAL)
+
+    async def _undo(self, creating: asyncio.Future[Lease], record: SessionRecord) -> None:
+        """Leave nothing of a session that was not admitted."""
+        try:
+            await asyncio.wait({creating})
+            if not creating.cancelled() and creating.exception() is None:
+                await self._store.erase(record.session_id, claims=True)
+        except StoreError:
+            logger.exception(
+                "session %s, which nobody has, could not be erased",
+                record.session_id,
+                extra={"session_id": record.session_id},
+            )
+        finally:
+            if record.private:
+                await self._workspaces.release(Path(record.cwd))
+
+    def _entry(
+        self, record: SessionRecord, lease: Lease, place: Place | None, *, state: State
+    ) -> _Entry:
+        """Return a session as it was stored, in a given state."""
+        config, wakeup = self._config, Wakeup()
+        core = SessionCore(
+            session_id=record.session_id,
+            owner=record.owner,
+            account=self._account(record.owner),
+            kind=record.kind,
+            spec=record.spec,
+            cwd=record.cwd,
+            private=record.private,
+            created_at=record.created_at,
+            active_at=record.active_at,
             mailbox=Mailbox[Control, Query](
                 max_work=config.max_queued, max_control=config.max_control, on_offer=wakeup.ring
             ),
-            ledger=Ledger(session_id, clock=self._clock, retention=config.retention),
+            ledger=Ledger(
+                record.session_id,
+                clock=self._clock,
+                total_cost_usd=record.total_cost_usd,
+                conversation_cost_usd=record.conversation_cost_usd,
+            ),
             log=EventLog(
-                session_id,
+                record.session_id,
                 self._store,
-                fence=fence,
+                lease=lease,
                 clock=self._clock,
                 store_s=config.watchdogs.store_s,
             ),
+            store=self._store,
+            claims=self._claims,
             restarts=RestartBudget(config.restarts, self._random),
             wakeup=wakeup,
             clock=self._clock,
+            state=state,
+            agent_session_id=record.agent_session_id,
+            has_context=record.has_context,
+            failure=record.failure,
+            stored=record,
         )
-        session = Session(core, default_timeout_s=config.turn_timeout_s)
-        return _Entry(core, session, private_cwd, place)
+        return _Entry(
+            core, self._session(core), Path(record.cwd) if record.private else None, place
+        )
+
+    def _session(self, core: SessionCore, *, attached: bool = False) -> Session:
+        limit_s = self._config.turn_timeout_s
+        return Session(core, default_timeout_s=limit_s, attached=attached)
+
+    async def _recover(self) -> None:
+        """Go on with the sessions that the store has from before."""
+        if isinstance(self._agent, Recovers):
+            await self._agent.recover()
+        for found in await self._store.take_over():
+            record = found.session
+            counts = record.kind is SessionKind.CONVERSATION and record.state is State.HIBERNATED
+            place = self._account(record.owner).take_session(None) if counts else None
+            # One that was closed with turns left open was cut off in the middle of that.
+            closed = record.state is State.CLOSED
+            state = State.HIBERNATED if closed and found.open_turns else record.state
+            entry = self._entry(record, found.lease, place, state=state)
+            entry.counts = counts
+            self._conversations += counts
+            self._entries[record.session_id] = entry
+            if state is State.CLOSED:
+                self._bury(entry.core)
+                self._keep_for_a_while(entry)
+                continue
+            for turn in found.open_turns:
+                text = await text_of(self._store, turn)
+                turn_place = entry.core.account.take_turn(None)
+                entry.core.ledger.restore(turn, text=text, place=turn_place)
+            if closed:
+                entry.core.mailbox.offer_control(Close(reason=CloseReason.FAULT))
+            self._own(self._run(entry), name=f"session {record.session_id}")
+
+    def _bury(self, core: SessionCore) -> None:
+        """Let a session be that was closed before; it can be read for a while."""
+        core.closed = Closed(reason=CloseReason.REQUESTED)
+        core.log.close()
+        core.mailbox.shut(lambda: SessionClosed(core.session_id))
+        core.ended.set()
 
     async def _run(self, entry: _Entry) -> None:
-        """Run an actor to its end, and clear up after it whatever that end is."""
+        """Run a session to its end, and clear up after it whatever that end is."""
+        core = entry.core
+        cut_off = SERVER_RESTART
+        try:
+            while fault := await self._act(entry, cut_off):
+                if core.closed is not None or not await self._go_on(entry, fault):
+                    break
+                cut_off = SERVER_FAULT
+        finally:
+            if core.closed is None:
+                await self._settle(core)
+            self._vacate(entry)
+            core.ended.set()
+        self._tell(
+            Down(
+                session_id=core.session_id,
+                owner=core.owner,
+                reason=None if core.closed is None else core.closed.reason,
+                failure=core.failure,
+            )
+        )
+        drained = core.closed is not None and core.closed.reason is CloseReason.DRAINED
+        if not (drained and self._store.durable):  # then it has not ended, and is not forgotten
+            self._keep_for_a_while(entry)
+
+    async def _act(self, entry: _Entry, cut_off: Failure) -> ExceptionGroup | None:
+        """Run an actor to its end; return the fault that it ended by, if it did."""
         core = entry.core
 
         def on_failed() -> None:
@@ -483,33 +768,102 @@ class Supervisor:
             core,
             agent=self._agent,
             config=self._config,
+            slots=self._slots,
             starting=self._starting,
+            prepare=lambda: self._prepare(entry),
+            cut_off=cut_off,
+            durable=self._store.durable,
             on_restart=on_restart,
             on_failed=on_failed,
         )
+        fault: ExceptionGroup | None = None
         try:
             await actor.run()
         except* Exception as errors:  # a bug of ours or a failing store: contained here
             logger.error(
-                "session %s ended by a fault",
+                "session %s met with a fault",
                 core.session_id,
                 exc_info=errors,
                 extra={"session_id": core.session_id},
             )
-        finally:
-            if core.closed is None:
-                await self._settle(core)
-            self._vacate(entry)
-            core.ended.set()
-        self._tell(
-            Down(
-                session_id=core.session_id,
-                owner=core.owner,
-                reason=None if core.closed is None else core.closed.reason,
-                failure=core.failure,
-            )
+            fault = errors
+        return fault
+
+    async def _measure(self) -> None:
+        policy = self._config.memory
+        assert policy is not None, "it is there if there is a budget"
+        while not self._draining:
+            await self._sleep(policy.interval_s)
+            try:
+                await self._slots.measure()
+            except Exception:  # an adapter that breaks its contract takes nobody with it
+                logger.exception("the memory of the agents' processes could not be measured")
+
+    async def _prepare(self, entry: _Entry) -> None:
+        if entry.private_cwd is not None:
+            await self._workspaces.restore(entry.private_cwd)
+
+    async def _go_on(self, entry: _Entry, fault: ExceptionGroup) -> bool:
+        """Bring a session back from the store after a fault; return whether an actor is to go on.
+
+        As long as it is the store that fails, it is tried again and again: nothing that was
+        acknowledged is given up. Other faults are counted like crashes.
+        """
+        if not self._store.durable:
+            return False
+        core = entry.core
+        if entry.faults is None:
+            entry.faults = RestartBudget(self._config.restarts, self._random)
+        delay_s = entry.faults.spend(self._clock.monotonic())
+        if delay_s is None and fault.split(StoreError)[1] is not None:
+            return False
+        delay_s = self._config.restarts.max_delay_s if delay_s is None else delay_s
+        core.state = State.HIBERNATED
+        refused = [
+            message.key
+            for message in core.mailbox.shut(Unavailable)
+            if isinstance(message, Query) and message.claim is None
+        ]
+        fenced = fault.subgroup(Fenced) is not None
+        again = delay_s > self._config.restarts.base_delay_s
+        while not fenced and not self._draining:
+            if again:
+                core.ledger.suspend(Unavailable)
+                await self._sleep(delay_s)
+                delay_s = min(2 * delay_s, self._config.restarts.max_delay_s)
+            again = True
+            try:
+                await revive(core, refused=refused, within_s=self._config.watchdogs.store_s)
+            except (Fenced, UnknownSession):
+                fenced = True
+            except (StoreError, TimeoutError) as error:
+                logger.warning(
+                    "session %s cannot go on before the store does: %s",
+                    core.session_id,
+                    error if str(error) else "it takes too long",
+                    extra={"session_id": core.session_id},
+                )
+            else:
+                if not self._draining:
+                    return True
+        entry.ours = not fenced
+        self._leave(core, CloseReason.FAULT if fenced else CloseReason.DRAINED)
+        return False
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not longer than until the drain."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._leaving.wait(), seconds)
+
+    def _leave(self, core: SessionCore, reason: CloseReason) -> None:
+        """Let a session be that goes on under another supervisor."""
+        core.state = State.CLOSED
+        core.closed = Closed(reason=reason)
+        core.ledger.suspend(Draining)
+        core.log.close()
+        core.mailbox.shut(
+            Draining if reason is CloseReason.DRAINED else lambda: SessionClosed(core.session_id)
         )
-        self._keep_for_a_while(entry)
 
     async def _settle(self, core: SessionCore) -> None:
         """Answer everything that an actor which ended by a fault could not."""
@@ -521,17 +875,25 @@ class Supervisor:
         core.failure = failure.message
         core.closed = Closed(reason=CloseReason.FAULT)
         for turn in core.ledger.unannounced():
-            result = turn.result or core.ledger.end(turn, Outcome.FAILED, failure=failure)
+            seq = core.log.next_seq
+            result = turn.result or core.ledger.end(
+                turn, Outcome.FAILED, last_seq=seq, failure=failure
+            )
             end = events.end_of(result)
             try:
-                (event,) = await core.log.commit((end, turn.turn_id))
+                (event,) = await core.log.commit(
+                    (end, turn.turn_id),
+                    turns=core.ledger.take_changed(),
+                    session=core.record(closed=True),
+                )
             except Exception:  # the store's failure may be why we are here
                 logger.exception(
                     "the end of turn %s could not be stored",
                     turn.turn_id,
                     extra={"session_id": core.session_id, "turn_id": turn.turn_id},
                 )
-                event = core.log.publish(end, turn.turn_id)
+                core.log.publish(end, turn.turn_id)
+                event = events.Event(seq, turn.turn_id, self._clock.now(), end)
             core.ledger.announce(turn, event)
         core.log.close()
         core.mailbox.shut(lambda: SessionClosed(core.session_id))
@@ -547,7 +909,10 @@ class Supervisor:
         if session_id in self._ended or self._entries.get(session_id) is not entry:
             return
         loop = asyncio.get_running_loop()
-        entry.forget = loop.call_later(retention.ended_s, self._forget_later, entry)
+        # One that was found has been so for a while.
+        ended_s = (self._clock.now() - entry.core.active_at).total_seconds()
+        after_s = min(max(0.0, retention.ended_s - ended_s), retention.ended_s)
+        entry.forget = loop.call_later(after_s, self._forget_later, entry)
         self._ended[session_id] = None
         while len(self._ended) > retention.ended_sessions:
             oldest, _ = self._ended.popitem(last=False)
@@ -559,9 +924,12 @@ class Supervisor:
 
     async def _forget_quietly(self, entry: _Entry) -> None:
         try:
-            await entry.session.close()
+            if not entry.core.ended.is_set():
+                await entry.session.close()
             await self._forget(entry)
         except Exception:  # a store that fails to erase must not take the living with it
+            loop = asyncio.get_running_loop()
+            entry.forget = loop.call_later(ERASE_AGAIN_S, self._forget_later, entry)
             logger.exception(
                 "session %s could not be erased",
                 entry.core.session_id,
@@ -572,20 +940,26 @@ class Supervisor:
         """Erase a session that has ended.
 
         Raises:
-            StoreError: What the store has of it is still there.
+            StoreError: What the store has of it is still there, and so is the session.
+            AgentError: What the agent has of it is still there, and so is the session.
         """
         session_id = entry.core.session_id
         if entry.forget is not None:
             entry.forget.cancel()
-        self._ended.pop(session_id, None)
-        if self._entries.pop(session_id, None) is not None:
-            await self._erase(entry)
+        if self._entries.get(session_id) is entry:
+            if entry.ours:
+                await self._erase(entry)
+            self._entries.pop(session_id, None)
+            self._ended.pop(session_id, None)
 
-    async def _erase(self, entry: _Entry) -> None:
-        try:
-            await self._store.erase(entry.core.session_id)
-        finally:
-            await self._release(entry)
+    async def _erase(self, entry: _Entry, *, claims: bool = False) -> None:
+        core = entry.core
+        if isinstance(self._agent, Forgets) and core.agent_session_id is not None:
+            fingerprint = Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd, kind=core.kind)
+            await self._agent.forget(fingerprint, core.agent_session_id)
+        await self._release(entry)
+        # Last: whatever failed before, the session is still there to try again.
+        await self._store.erase(core.session_id, claims=claims)
 
     async def _release(self, entry: _Entry) -> None:
         if entry.private_cwd is not None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from session_supervisor.answer import Answer
 from session_supervisor.clock import Clock
-from session_supervisor.config import Retention
-from session_supervisor.errors import Failure, TurnNotFound
-from session_supervisor.events import Event
+from session_supervisor.errors import Failure, Refused
+from session_supervisor.events import Event, end_of
 from session_supervisor.latch import Latch
 from session_supervisor.quotas import Place
 from session_supervisor.results import (
@@ -47,21 +46,54 @@ class Turn:
     first_text_time: float | None = None
     ended_at: datetime | None = None
     result: TurnResult | None = None
+    last_seq: int | None = None
     end: Event | None = None
     announced: Latch = field(default_factory=Latch)
+    left: Callable[[], Refused] | None = None
+    """Why whoever waits for its end is told of none."""
+
+    @classmethod
+    def restored(cls, record: TurnRecord) -> Turn:
+        """Return a turn as the store had it, open or ended."""
+        turn = cls(
+            session_id=record.session_id,
+            turn_id=record.turn_id,
+            origin=record.origin,
+            prompt=record.prompt,
+            accepted_at=record.accepted_at,
+            accepted_time=0.0,
+            first_seq=record.first_seq,
+            phase=record.phase,
+            started_at=record.started_at,
+            ended_at=record.ended_at,
+            result=record.result,
+            last_seq=record.last_seq,
+        )
+        if record.result is not None and record.ended_at is not None:
+            end = end_of(record.result)
+            turn.end = Event(record.last_seq or 0, record.turn_id, record.ended_at, end)
+            turn.announced.set()
+        return turn
 
     def record(self) -> TurnRecord:
         """Return the turn as it is now. Its result shows once its end is announced."""
-        ended = self.announced.is_set()
+        return self._record(ended=self.announced.is_set())
+
+    def stored(self) -> TurnRecord:
+        """Return the turn as the store is to know it: with its end as soon as it has one."""
+        return self._record(ended=self.phase is Phase.ENDED)
+
+    def _record(self, *, ended: bool) -> TurnRecord:
         return TurnRecord(
             session_id=self.session_id,
             turn_id=self.turn_id,
             origin=self.origin,
             prompt=self.prompt,
             phase=Phase.RUNNING if self.phase is Phase.ENDED and not ended else self.phase,
-            text=self.answer.text,
+            text=self.answer.text if self.result is None else self.result.text,
             accepted_at=self.accepted_at,
             first_seq=self.first_seq,
+            last_seq=self.last_seq if ended else None,
             started_at=self.started_at,
             ended_at=self.ended_at if ended else None,
             result=self.result if ended else None,
@@ -69,23 +101,85 @@ class Turn:
 
 
 class Ledger:
-    """The turns of one session.
+    """The turns of one session that have not ended; the store has the others.
 
     Args:
         session_id: Whose turns.
         clock: What time it is.
-        retention: How many ended turns to keep.
+        total_cost_usd: What the session's turns have cost before.
+        conversation_cost_usd: What the agent last said that the conversation had cost.
     """
 
-    def __init__(self, session_id: str, *, clock: Clock, retention: Retention) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        clock: Clock,
+        total_cost_usd: float = 0.0,
+        conversation_cost_usd: float = 0.0,
+    ) -> None:
         self._session_id = session_id
         self._clock = clock
-        self._retention = retention
-        self._turns: OrderedDict[str, Turn] = OrderedDict()
-        self._ended: OrderedDict[str, int] = OrderedDict()
-        self._ended_weight = 0
-        self._cost_baseline = 0.0
-        self.total_cost_usd = 0.0
+        self._turns: dict[str, Turn] = {}
+        self._changed: dict[str, Turn] = {}
+        self.total_cost_usd = total_cost_usd
+        self.conversation_cost_usd = conversation_cost_usd
+
+    def restore(self, record: TurnRecord, *, text: str, place: Place) -> None:
+        """Enter a turn that was open when its session was found.
+
+        Args:
+            record: As the store has it.
+            text: What it had answered.
+            place: Given back when its end is announced.
+        """
+        turn = Turn.restored(record)
+        turn.accepted_time = self._clock.monotonic()
+        turn.place = place
+        if text:
+            turn.answer.delta(text, last_seq=record.first_seq)
+        self._turns[turn.turn_id] = turn
+
+    def go_back(
+        self,
+        records: Sequence[TurnRecord],
+        texts: Mapping[str, str],
+        take_place: Callable[[], Place],
+    ) -> None:
+        """Be what is stored, after a fault. Whoever waits for a turn waits on.
+
+        Args:
+            records: Every turn that is stored, oldest first.
+            texts: What those that have not ended had answered.
+            take_place: Called for each of them.
+        """
+        self._changed.clear()
+        before, self._turns = self._turns, {}
+        for record in records:
+            turn = before.pop(record.turn_id, None)
+            if turn is not None and turn.announced.is_set():
+                turn = None  # nobody waits for it any more
+            if turn is None:
+                if record.phase is not Phase.ENDED:
+                    self.restore(record, text=texts[record.turn_id], place=take_place())
+                continue
+            stored = Turn.restored(record)
+            turn.phase, turn.result = stored.phase, stored.result
+            turn.started_at, turn.ended_at = stored.started_at, stored.ended_at
+            turn.last_seq = stored.last_seq
+            self._turns[turn.turn_id] = turn
+            if stored.end is not None:
+                self.announce(turn, stored.end)
+                continue
+            turn.answer = Answer()
+            turn.answer.delta(texts[turn.turn_id], last_seq=turn.first_seq)
+            if turn.place is not None:
+                turn.place.release()
+            turn.place = take_place()
+        for turn in before.values():  # it was never acknowledged
+            if turn.place is not None:
+                turn.place.release()
+            turn.announced.set()
 
     def accept(
         self,
@@ -115,8 +209,14 @@ class Ledger:
             first_seq=first_seq,
             place=place,
         )
-        self._turns[turn_id] = turn
+        self._turns[turn_id] = self._changed[turn_id] = turn
         return turn
+
+    def take_changed(self) -> tuple[TurnRecord, ...]:
+        """Return what the store must be told: every turn that is not as it was the last time."""
+        changed = tuple(turn.stored() for turn in self._changed.values())
+        self._changed.clear()
+        return changed
 
     def start(self, turn: Turn, *, spawn_s: float = 0.0) -> None:
         """Note that the agent is being handed the turn: from here on it can be lost.
@@ -127,6 +227,7 @@ class Ledger:
         """
         turn.spawn_s = spawn_s
         turn.phase = Phase.RUNNING
+        self._changed[turn.turn_id] = turn
         turn.started_at = self._clock.now()
         turn.started_time = self._clock.monotonic()
 
@@ -134,16 +235,25 @@ class Ledger:
         """Note that the agent has not taken the turn after all."""
         turn.phase = Phase.QUEUED
         turn.started_at = turn.started_time = None
+        self._changed[turn.turn_id] = turn
 
     def end(
         self,
         turn: Turn,
         outcome: Outcome,
         *,
+        last_seq: int,
         failure: Failure | None = None,
         accounting: Accounting | None = None,
     ) -> TurnResult:
         """Give a turn its one end, which nobody sees until `announce`.
+
+        Args:
+            turn: Which.
+            outcome: How it ended.
+            last_seq: Number that its terminal event will have.
+            failure: Why there is no answer, if there is none.
+            accounting: What it took, where that is known.
 
         Raises:
             SecondEnd: It has one.
@@ -154,6 +264,8 @@ class Ledger:
         started = now if turn.started_time is None else turn.started_time
         first_text = turn.first_text_time
         turn.phase = Phase.ENDED
+        self._changed[turn.turn_id] = turn
+        turn.last_seq = last_seq
         turn.ended_at = self._clock.now()
         turn.result = TurnResult(
             session_id=self._session_id,
@@ -181,16 +293,22 @@ class Ledger:
         if turn.place is not None:  # first, so that whoever sees the end may ask again
             turn.place.release()
         turn.announced.set()
-        weight = len(turn.prompt) + len(turn.answer.text)
-        self._ended[turn.turn_id] = weight
-        self._ended_weight += weight
-        while len(self._ended) > 1 and (
-            len(self._ended) > self._retention.turns
-            or self._ended_weight > self._retention.turn_bytes
-        ):
-            oldest, oldest_weight = self._ended.popitem(last=False)
-            self._ended_weight -= oldest_weight
-            del self._turns[oldest]
+        self._turns.pop(turn.turn_id, None)
+
+    def suspend(self, reason: Callable[[], Refused]) -> None:
+        """Let nobody wait for turns of which nothing will be heard for long.
+
+        Args:
+            reason: Makes what those hear who wait.
+        """
+        for turn in self._turns.values():
+            if turn.place is not None:
+                turn.place.release()
+            if turn.phase is Phase.ENDED:  # an end that is not stored is none
+                turn.phase = Phase.RUNNING
+                turn.result = turn.ended_at = turn.last_seq = None
+            turn.left = reason
+            turn.announced.set()
 
     def charge(self, conversation_cost_usd: float) -> float:
         """Return what the turn that just ended has cost.
@@ -198,32 +316,21 @@ class Ledger:
         Args:
             conversation_cost_usd: What the agent says the conversation has cost so far.
         """
-        cost = conversation_cost_usd - self._cost_baseline
+        cost = conversation_cost_usd - self.conversation_cost_usd
         # A conversation that began anew counts from zero again.
         cost = conversation_cost_usd if cost < 0 else cost
-        self._cost_baseline = conversation_cost_usd
+        self.conversation_cost_usd = conversation_cost_usd
         # A difference of floats has digits that mean nothing; a token costs more than this.
         cost = round(cost, 9)
         self.total_cost_usd = round(self.total_cost_usd + cost, 9)
         return cost
 
-    def knows(self, turn_id: str) -> bool:
-        """Return whether there is a turn with that id."""
-        return turn_id in self._turns
-
-    def get(self, turn_id: str) -> Turn:
-        """Return a turn.
-
-        Raises:
-            TurnNotFound: There is none with that id, or retention has dropped it.
-        """
-        try:
-            return self._turns[turn_id]
-        except KeyError:
-            raise TurnNotFound(turn_id) from None
+    def find(self, turn_id: str) -> Turn | None:
+        """Return a turn, or None if there is none with that id, or it has ended."""
+        return self._turns.get(turn_id)
 
     def records(self) -> tuple[TurnRecord, ...]:
-        """Return every turn that is kept, oldest first."""
+        """Return every turn, oldest first."""
         return tuple(turn.record() for turn in self._turns.values())
 
     def unannounced(self) -> tuple[Turn, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,14 @@ class Workspaces(Protocol):
         """
         ...
 
+    async def restore(self, directory: Path) -> None:
+        """Make a directory again that was allotted and is gone; else nothing happens.
+
+        Raises:
+            NoWorkspace: It cannot be made.
+        """
+        ...
+
     async def release(self, directory: Path) -> None:
         """Remove a directory with all that is in it; nothing happens if it is gone."""
         ...
@@ -45,12 +54,13 @@ class PrivateDirectories:
     Args:
         root: Where they are, made when it is needed; None makes a temporary one, which goes with
             `aclose`.
+        keep: Whether what was not released stays, in a temporary one, too: its sessions go on.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, keep: bool = False) -> None:
         self._given = root
+        self._keep = keep
         self._root: Path | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     async def allot(self, session_id: str) -> Path:
         """See `Workspaces.allot`."""
@@ -67,12 +77,19 @@ class PrivateDirectories:
             raise NoWorkspace(error.strerror or type(error).__name__) from error
         return directory
 
+    async def restore(self, directory: Path) -> None:
+        """See `Workspaces.restore`."""
+        try:
+            if _make_again(directory):
+                logger.warning("the directory %s was gone and was made again, empty", directory)
+        except OSError as error:
+            raise NoWorkspace(error.strerror or type(error).__name__) from error
+
     def _directories(self) -> Path:
         """Return the root, which has no links in it: an agent would take one for a trap."""
         if self._root is None:
             if self._given is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="session-supervisor-")
-                self._root = Path(self._temporary.name).resolve()
+                self._root = Path(tempfile.mkdtemp(prefix="session-supervisor-")).resolve()
             else:
                 self._given.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._root = self._given.resolve()
@@ -84,9 +101,21 @@ class PrivateDirectories:
 
     async def aclose(self) -> None:
         """See `Workspaces.aclose`."""
-        if self._temporary is not None:
-            temporary, self._temporary, self._root = self._temporary, None, None
-            await anyio.to_thread.run_sync(temporary.cleanup)
+        root, self._root = self._root, None
+        if root is None or self._given is not None:
+            return
+        if self._keep:
+            with suppress(OSError):  # it is not empty
+                root.rmdir()
+        else:
+            await anyio.to_thread.run_sync(_remove, root)
+
+
+def _make_again(directory: Path) -> bool:
+    if directory.is_dir():
+        return False
+    directory.mkdir(mode=0o700, parents=True)
+    return True
 
 
 def _remove(directory: Path) -> None:

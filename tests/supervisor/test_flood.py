@@ -39,7 +39,7 @@ async def test_an_agent_waits_for_a_store_that_does_not_keep_up_and_loses_nothin
     agent, store = ManualAgent(), HardStore()
     async with supervisor_of(agent, store=store) as supervisor:
         session = await supervisor.start()
-        turn = session.turn(await flooded(session, agent, store, 20.0))
+        turn = await session.turn(await flooded(session, agent, store, 20.0))
         read = len(PIECES) + 4 - agent.processes[0].unread
         assert AHEAD <= read <= AHEAD + 10, "what the agent says piles up"
         store.append_s = 0.0
@@ -97,7 +97,7 @@ async def test_a_process_that_is_kept_waiting_can_be_ended() -> None:
     agent, store = ManualAgent(), HardStore()
     async with supervisor_of(agent, store=store) as supervisor:
         session = await supervisor.start()
-        turn = session.turn(await flooded(session, agent, store, 5.0))
+        turn = await session.turn(await flooded(session, agent, store, 5.0))
         interrupting = asyncio.get_running_loop().create_task(session.interrupt())
         assert (await session.close()).reason is CloseReason.REQUESTED
         assert (await turn.wait()).outcome is Outcome.FAILED

@@ -78,7 +78,7 @@ from session_supervisor.errors import (
 from session_supervisor.events import Event, Gap, Turn
 from session_supervisor.lifecycle import ACTIVE
 from session_supervisor.spec import LOCAL_OWNER, Prompt, SessionKind
-from tests.support.sessions import ImaginaryDirectories, check_log, supervisor_of, text_of
+from tests.support.sessions import ImaginaryDirectories, at_once, check_log, supervisor_of, text_of
 from tests.support.virtual_time import VirtualWorld
 
 SCRIPTS: dict[str, list[Step]] = {
@@ -139,6 +139,7 @@ class Sessions(RuleBasedStateMachine):
         pickup_s=st.sampled_from([0.0, 0.2]),
         merge_queued=st.booleans(),
         most_turns=st.sampled_from([None, 1, 3]),
+        max_live=st.sampled_from([1, 2, 4]),
     )
     def open(
         self,
@@ -149,6 +150,7 @@ class Sessions(RuleBasedStateMachine):
         pickup_s: float,
         merge_queued: bool,
         most_turns: int | None,
+        max_live: int,
     ) -> None:
         self.world = VirtualWorld()
         self.callers: list[Caller] = []
@@ -165,7 +167,7 @@ class Sessions(RuleBasedStateMachine):
             clock=self.world.clock(),
             idle_timeout_s=idle_timeout_s,
             max_queued=3,
-            max_live=4,
+            max_live=max_live,
             max_agent_turns=2,
             restarts=RestartPolicy(max_restarts=max_restarts, window_s=100.0),
             watchdogs=Watchdogs(
@@ -236,7 +238,7 @@ class Sessions(RuleBasedStateMachine):
         interrupted = await session.interrupt(turn_id=turn_id, queued=queued)
         self.interrupted.update(interrupted.turn_ids)
         for turn_id in interrupted.turn_ids:
-            record = session.turn(turn_id).record()
+            record = (await session.turn(turn_id)).record()
             assert record.result is not None, "an interrupt answered before the turn's end"
         return interrupted
 
@@ -263,6 +265,14 @@ class Sessions(RuleBasedStateMachine):
         caller = self._call("inspect", self.clients[which].session.inspect())
         self.world.settle()
         assert caller.task.done(), "inspect was not answered at once"
+
+    @rule(which=st.integers(0, 1))
+    def hibernate(self, which: int) -> None:
+        self._call("hibernate", self.clients[which].session.hibernate())
+
+    @rule(which=st.integers(0, 1))
+    def wake(self, which: int) -> None:
+        self._call("wake", self.clients[which].session.wake())
 
     # Ends come late, or there is nothing to see before them.
     @precondition(lambda self: len(self.callers) > 12)
@@ -347,7 +357,7 @@ class Sessions(RuleBasedStateMachine):
         assert usage.turns == sum(
             record.result is None and record.origin is Origin.USER
             for session in sessions
-            for record in session.turns()
+            for record in at_once(session.turns())
         )
         if self.quota.turns is not None:
             assert usage.turns <= self.quota.turns
@@ -417,7 +427,7 @@ class Sessions(RuleBasedStateMachine):
         else:
             assert (
                 answer is None
-                or isinstance(answer, (Interrupted, Closed))
+                or isinstance(answer, (Interrupted, Closed, State))
                 or (caller.what == "inspect")
             )
 
@@ -433,7 +443,7 @@ class Sessions(RuleBasedStateMachine):
         """A session that says it takes queries does."""
         self.agent.starts.clear()
         for client in self.clients:
-            if client.session.state is State.IDLE:
+            if client.session.state in (State.IDLE, State.HIBERNATED):
 
                 async def ask(session: Session = client.session) -> TurnResult:
                     return await (await session.query("say")).wait()
@@ -446,7 +456,7 @@ class Sessions(RuleBasedStateMachine):
 
     def _check_turns(self, client: Client) -> None:
         ended = {event.turn_id for event in client.events if event.is_terminal}
-        for record in client.session.turns():
+        for record in at_once(client.session.turns()):
             assert record.result is not None
             assert record.turn_id in ended
             own = [event for event in client.events if event.turn_id == record.turn_id]

@@ -19,7 +19,7 @@ from session_supervisor import (
     Supervisor,
     Watchdogs,
 )
-from session_supervisor.actor import CHECKPOINT_EVENTS
+from session_supervisor.actor import CHECKPOINT_EVENTS, CHECKPOINT_S
 from session_supervisor.agents.port import (
     AgentMessage,
     Exit,
@@ -141,7 +141,7 @@ async def test_what_two_turns_cost_that_ended_as_one_is_counted_once() -> None:
         await asyncio.sleep(0.1)
         process.say(TurnBegan(), TurnEnded(prompt_ids=(turn.turn_id,), num_turns=3, cost_usd=0.5))
         await turn.wait()
-        spent = {record.origin: record.result for record in session.turns()}
+        spent = {record.origin: record.result for record in (await session.turns())}
         own, users = spent[Origin.AGENT], spent[Origin.USER]
         assert own is not None
         assert users is not None
@@ -162,7 +162,7 @@ async def test_a_query_lets_the_agent_begin_turns_by_itself_again() -> None:
             await asyncio.sleep(0.1)
             process.answer(turn.turn_id, "")
             await turn.result()
-        results = [record.result for record in session.turns()]
+        results = [record.result for record in (await session.turns())]
         assert [result.outcome for result in results if result] == [Outcome.COMPLETED] * 9
 
 
@@ -210,10 +210,13 @@ async def test_a_long_block_is_stored_before_it_ends() -> None:
         turn = await session.query("x")
         agent.processes[0].say(TurnBegan(prompt_ids=(turn.turn_id,)))
         agent.processes[0].say(*[TextDelta("w ")] * (CHECKPOINT_EVENTS + 10))
-        await asyncio.sleep(1)
+        await asyncio.sleep(CHECKPOINT_S / 2)
         stored = await store.read(session.session_id, after=0, limit=10_000)
         assert len(stored) >= CHECKPOINT_EVENTS
         assert session.snapshot().last_seq > stored[-1].seq, "each piece is stored by itself"
+        await asyncio.sleep(CHECKPOINT_S)
+        stored = await store.read(session.session_id, after=0, limit=10_000)
+        assert session.snapshot().last_seq == stored[-1].seq
 
 
 # -- ends --------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ async def test_what_the_agent_begins_by_itself_does_not_count() -> None:
         session = await supervisor.start(owner="a")
         await (await session.query("job", quota=ONE)).wait()
         await asyncio.sleep(2)
-        assert len(session.turns()) == 2
+        assert len(await session.turns()) == 2
         assert supervisor.usage("a").turns == 0
 
 
@@ -205,7 +205,7 @@ async def test_a_caller_that_gives_up_waiting_leaves_its_turn_counted() -> None:
             await session.query("slow", quota=ONE)
         await asyncio.sleep(10)
         assert supervisor.usage("a").turns == 0
-        assert len(session.turns()) == 1
+        assert len(await session.turns()) == 1
 
 
 @virtual()

@@ -12,6 +12,7 @@ from session_supervisor.agents.port import (
     Exit,
     Fingerprint,
     TextBlock,
+    Tree,
     TurnBegan,
     TurnEnded,
 )
@@ -29,6 +30,7 @@ class ManualProcess:
         self.pid: int | None = agent.pid
         self.sent: list[Prompt] = []
         self.interrupts = 0
+        self.grown = Tree()
         self.before_send: Callable[[], Awaitable[None]] | None = None
 
     def bind(self, binding: Binding) -> None:
@@ -78,6 +80,9 @@ class ManualProcess:
         while self.unread:  # noqa: ASYNC110  (nobody is told of it)
             await asyncio.sleep(0.1)
         await asyncio.sleep(self._agent.probe_s)
+
+    async def tree(self) -> Tree:
+        return self.grown
 
     async def stop(self) -> Exit:
         if self._agent.stop_error is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from session_supervisor import Event, Supervisor, SupervisorConfig
 from session_supervisor.agents.port import Agent
 from session_supervisor.clock import Clock
 from session_supervisor.events import Body, Discard, Done, Error, Text
 from session_supervisor.stores.port import Store
+
+T = TypeVar("T")
 
 
 class ImaginaryDirectories:
@@ -25,6 +27,9 @@ class ImaginaryDirectories:
         self.held.add(directory)
         return directory
 
+    async def restore(self, directory: Path) -> None:
+        assert directory in self.held
+
     async def release(self, directory: Path) -> None:
         self.held.discard(directory)
 
@@ -33,17 +38,33 @@ class ImaginaryDirectories:
 
 
 def supervisor_of(
-    agent: Agent, *, clock: Clock | None = None, store: Store | None = None, **config: Any
+    agent: Agent,
+    *,
+    clock: Clock | None = None,
+    store: Store | None = None,
+    directories: ImaginaryDirectories | None = None,
+    **config: Any,
 ) -> Supervisor:
     """Return a supervisor without randomness and without a file system."""
     return Supervisor(
         agent,
         store=store,
         config=SupervisorConfig(**config),
-        workspaces=ImaginaryDirectories(),
+        workspaces=directories or ImaginaryDirectories(),
         clock=clock,
         random=lambda: 0.0,
     )
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    work.close()
+    raise AssertionError("it waits for something")
 
 
 @asynccontextmanager

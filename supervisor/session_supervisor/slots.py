@@ -1,0 +1,167 @@
+"""Room for processes: so many at once, in so much memory; who rests longest makes room for others.
+
+A session that wants a process takes a slot, and waits for one if there is none; those who came
+first get the next. While there is too little room for those who wait, or too little memory for
+those who live, sessions that rest are asked to give up their process, the least recently used
+first, and no more of them than it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from session_supervisor.agents.port import Tree
+from session_supervisor.memory import Memory
+
+
+class Slots:
+    """So many processes, of any number of sessions.
+
+    Args:
+        bound: Most processes.
+        memory: What they may take together; None: as much as they like.
+    """
+
+    def __init__(self, bound: int, memory: Memory | None = None) -> None:
+        self._bound = bound
+        self._memory = memory
+        # Ordered, so that what is measured first does not depend on hashes.
+        self._holders: dict[str, Callable[[], Awaitable[Tree]] | None] = {}
+        self._waiting: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
+        self._resting: OrderedDict[str, Callable[[], None]] = OrderedDict()
+        self._leaving: set[str] = set()
+
+    @property
+    def taken(self) -> int:
+        """Slots that are held."""
+        return len(self._holders)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for one."""
+        return len(self._waiting)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the processes take; None where nobody looks."""
+        return None if self._memory is None else self._memory.used_bytes(self._holders)
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """What they may take; None where that is not limited."""
+        return None if self._memory is None else self._memory.budget_bytes
+
+    @property
+    def memory_full(self) -> bool:
+        """Whether what is busy leaves no memory for one more, though all others gave theirs up.
+
+        What a process will take that was not measured yet is a guess, and nobody is refused for it.
+        """
+        memory = self._memory
+        if memory is None:
+            return False
+        busy = [one for one in self._stay() if one not in self._resting and memory.knows(one)]
+        return not memory.suffices(busy, 1)
+
+    def waits(self, session_id: str) -> bool:
+        """Return whether a session waits for one."""
+        return session_id in self._waiting
+
+    async def take(self, session_id: str) -> None:
+        """Take a slot, once there is one.
+
+        Args:
+            session_id: Who takes it; a session has one at most.
+        """
+        if not self._waiting and self._room:
+            self._holders[session_id] = None
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[session_id] = turn
+        self._share_out()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back(session_id)
+            raise
+        finally:
+            self._waiting.pop(session_id, None)
+
+    def lives(self, session_id: str, look: Callable[[], Awaitable[Tree]]) -> None:
+        """Note that a process is up, and how it is looked at."""
+        if session_id in self._holders:
+            self._holders[session_id] = look
+
+    def give_back(self, session_id: str) -> None:
+        """Give a slot back: its process is gone."""
+        self._holders.pop(session_id, None)
+        self._resting.pop(session_id, None)
+        self._leaving.discard(session_id)
+        if self._memory is not None:
+            self._memory.forget(session_id)
+        self._share_out()
+
+    def rests(self, session_id: str, leave: Callable[[], None]) -> None:
+        """Note that a session has nothing to do for its process.
+
+        Args:
+            session_id: Which.
+            leave: Called if it is to give its process up; it may find that it works again.
+        """
+        if session_id not in self._resting and session_id not in self._leaving:
+            self._resting[session_id] = leave
+            self._make_room()
+
+    def works(self, session_id: str) -> None:
+        """Note that a session needs its process, also if it was asked to leave."""
+        self._resting.pop(session_id, None)
+        if session_id in self._leaving:
+            self._leaving.discard(session_id)
+            self._make_room()
+
+    async def measure(self) -> None:
+        """Look what memory the processes take, and act on it."""
+        if self._memory is None:
+            return
+        for session_id, look in tuple(self._holders.items()):
+            if look is not None:
+                tree = await look()
+                # Meanwhile it may have been given back, and taken anew.
+                if tree.pids and self._holders.get(session_id) is look:
+                    self._memory.measured(session_id, tree.pss_bytes)
+        self._share_out()
+
+    @property
+    def _room(self) -> bool:
+        """Whether there is room for one more."""
+        return len(self._holders) < self._bound and (
+            self._memory is None or self._memory.suffices(self._holders, 1)
+        )
+
+    def _stay(self) -> list[str]:
+        """Return who has a slot and was not asked to leave it."""
+        return [one for one in self._holders if one not in self._leaving]
+
+    def _share_out(self) -> None:
+        while self._waiting and self._room:
+            first, turn = self._waiting.popitem(last=False)
+            if not turn.done():
+                self._holders[first] = None
+                turn.set_result(None)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while self._resting and self._too_many():
+            session_id, leave = self._resting.popitem(last=False)
+            self._leaving.add(session_id)
+            leave()
+
+    def _too_many(self) -> bool:
+        """Whether there is too little room for those who stay and those who wait."""
+        waiting = len(self._waiting)
+        if len(self._holders) - len(self._leaving) + waiting > self._bound:
+            return True
+        return self._memory is not None and not self._memory.suffices(self._stay(), waiting)
