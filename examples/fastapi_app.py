@@ -85,7 +85,7 @@ async def say(message: Message, chat: Chat) -> EventStreamResponse:
 @router.get("/chats/{chat_id}/events", response_class=EventStreamResponse)
 async def follow(chat: Chat, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
     """Stream the whole chat; a browser's `EventSource` comes back by itself to where it was."""
-    if is_over(chat, last_event_id):
+    if await is_over(chat, last_event_id):
         return Response(status_code=204)  # it need not come back any more
     return EventStreamResponse(EventStream(session=chat, cursor=chat.events(last_event_id)))
 

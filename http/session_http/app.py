@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
+from urllib.parse import parse_qsl
 from weakref import WeakSet
 
 import anyio
@@ -319,6 +320,8 @@ class _Resource:
             root_path=scope.get("root_path", ""),
             last_event_id=headers.get("last-event-id"),
             if_none_match=headers.get("if-none-match"),
+            query=_query(scope) if row.source is not Source.QUERY else {},
+            idempotency_key=headers.get("idempotency-key"),
         )
         body: Body = scope["session_http.body"]
         if row.source is Source.QUERY:
@@ -390,6 +393,14 @@ class _NoSuchPath:
             f"There is no {scope['path']!r} here. "
             f"`GET {scope.get('root_path', '')}/` lists what there is.",
         )
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    """Return the parameters in an address; of one that is given twice, the first."""
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+        found.setdefault(name, value)
+    return found
 
 
 def _request_id(headers: Headers) -> str:

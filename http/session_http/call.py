@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from session_http.credentials import Credentials
 from session_http.keys import Principal
 from session_http.pages import Pages
+from session_http.problems import FieldError, InvalidRequest
 from session_http.settings import HttpSettings
 from session_http.sse import EventStream, Streams
 from session_supervisor import Supervisor
@@ -49,6 +50,8 @@ class Call:
         path: The parameters in its path, by name.
         root_path: Where the API is mounted; empty at the root.
         last_event_id: The header `Last-Event-ID`, as it was sent.
+        query: The parameters in the address, of a request that has a body.
+        idempotency_key: The header `Idempotency-Key`, as it was sent.
         if_none_match: The header `If-None-Match`, as it was sent.
         timing: What took how many milliseconds, by name; goes out as `Server-Timing`.
     """
@@ -58,6 +61,8 @@ class Call:
     path: Mapping[str, str]
     root_path: str = ""
     last_event_id: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    idempotency_key: str | None = None
     if_none_match: str | None = None
     timing: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -65,6 +70,27 @@ class Call:
     def owner(self) -> str:
         """Whose sessions it is about."""
         return self.principal.owner
+
+    @property
+    def after_field(self) -> str:
+        """What says behind which event to go on."""
+        return "Last-Event-ID" if self.last_event_id else "after"
+
+    @property
+    def after(self) -> int | None:
+        """Behind which event to go on; None: it does not say.
+
+        Raises:
+            InvalidRequest: It cannot be the id of an event.
+        """
+        # An empty one is what a browser sends before it has had any event.
+        given = self.last_event_id or self.query.get("after")
+        if given is None:
+            return None
+        if not (given.isascii() and given.isdigit() and len(given) < 20):
+            problem = "must be the id of an event that was sent"
+            raise InvalidRequest([FieldError(field=self.after_field, message=problem)])
+        return int(given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

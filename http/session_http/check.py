@@ -25,16 +25,18 @@ from session_http.accept import connections_for
 from session_http.findings import Finding, as_json_text, failed, table
 from session_http.listen import CannotListen, close_all, open_sockets
 from session_http.memory import available_memory
-from session_http.parts import CannotServe
+from session_http.parts import CannotServe, Places
 from session_http.program import connected_agent
 from session_http.serve import raise_file_limit, run
 from session_http.sources import Configuration
+from session_http.statedir import StateDir, StateError, holder_in, is_locked, temporary
 from session_supervisor.agents.claude import ClaudeAgent
 from session_supervisor.agents.claude.credentials import in_environment
 from session_supervisor.agents.claude.launch import find_cli
 from session_supervisor.agents.port import Fingerprint
-from session_supervisor.errors import AgentError
+from session_supervisor.errors import AgentError, StoreError
 from session_supervisor.spec import LOCAL_OWNER
+from session_supervisor.stores.sqlite.facts import inspect_database
 
 PROCESS_BYTES = 100 * 10**6
 """What a live Claude Code process takes after a turn, as it was measured."""
@@ -68,6 +70,7 @@ def _findings(configuration: Configuration) -> Iterator[Finding]:
         callers,
         address,
         directories,
+        state,
         files,
         memory,
         user,
@@ -106,12 +109,10 @@ def claude(configuration: Configuration) -> Iterator[Finding]:
 async def _started(configuration: Configuration) -> list[Finding]:
     """Start Claude Code as a session would, in directories of its own."""
     async with AsyncExitStack() as stack:
-        scratch, cwd = _scratch(stack)
         try:
-            agent, _ = await stack.enter_async_context(
-                connected_agent(configuration, scratch, state_dir=scratch)
-            )
-        except CannotServe as error:
+            places, cwd = _scratch(stack)
+            agent, _ = await stack.enter_async_context(connected_agent(configuration, places))
+        except (CannotServe, StateError) as error:
             return [Finding(name="Claude Code", status="fail", detail=str(error))]
         return [
             await _start(configuration, agent, cwd),
@@ -119,13 +120,13 @@ async def _started(configuration: Configuration) -> list[Finding]:
         ]
 
 
-def _scratch(stack: AsyncExitStack) -> tuple[Path, Path]:
-    """Make a directory that goes with the stack, and one in it to start Claude Code in."""
-    made = tempfile.TemporaryDirectory(prefix="session-supervisor-", ignore_cleanup_errors=True)
-    scratch = Path(stack.enter_context(made)).resolve()
-    cwd = scratch / "cwd"
+def _scratch(stack: AsyncExitStack) -> tuple[Places, Path]:
+    """Make directories that go with the stack, and one in them to start Claude Code in."""
+    state = stack.enter_context(temporary())
+    state.prepare()
+    cwd = state.workspaces / "cwd"
     cwd.mkdir()
-    return scratch, cwd
+    return Places(state=state, workspace=state.workspaces, owners=state.path), cwd
 
 
 async def _start(configuration: Configuration, agent: ClaudeAgent, cwd: Path) -> Finding:
@@ -299,6 +300,8 @@ def directories(configuration: Configuration) -> Iterator[Finding]:
     wanted = [("workspace", settings.workspace)]
     if settings.has_keys and not settings.offline:
         wanted.append(("state_dir", settings.state_dir))
+    elif (kept := parts.state_path(configuration)) is not None:
+        wanted.append(("state_dir", kept))
     for name, directory in wanted:
         if directory is not None:
             yield _directory(configuration, name, directory)
@@ -327,6 +330,54 @@ def _directory(configuration: Configuration, name: str, directory: Path) -> Find
         )
     state = "can be written to" if there == directory else "is made when it is needed"
     return Finding(name=name, status="ok", detail=f"{directory} {state}")
+
+
+def state(configuration: Configuration) -> Iterator[Finding]:
+    """Look at what the state directory holds, and who has it."""
+    path = parts.state_path(configuration)
+    if path is None:
+        yield Finding(name="sessions", status="ok", detail="they end with the server")
+        return
+    try:
+        taken = is_locked(path)
+    except OSError as error:
+        yield Finding(
+            name="state lock",
+            status="fail",
+            detail=f"{path}: {error.strerror}",
+            advice="Give it to the user that runs the server.",
+        )
+        return
+    if taken:
+        yield Finding(
+            name="state lock",
+            status="warn",
+            detail=f"a running server has {path}: {holder_in(path)}",
+            advice="Another one would wait for its end, and then give up: name another directory "
+            "if that one is to go on.",
+        )
+    database = StateDir(path).database
+    try:
+        found = inspect_database(database)
+    except StoreError as error:
+        yield Finding(name="sessions", status="fail", detail=str(error))
+        return
+    yield Finding(
+        name="sessions",
+        status="ok",
+        detail="there are none yet: the first start makes the database"
+        if found is None
+        else f"{found.sessions} are in {database} ({_size(found.size)}), schema {found.schema}"
+        + (f", which the start makes {found.known}" if found.schema < found.known else ""),
+    )
+    there = next(one for one in (path, *path.parents) if one.exists())
+    free = shutil.disk_usage(there).free
+    yield Finding(
+        name="state space",
+        status="ok" if free > 10**9 else "warn",
+        detail=f"{there} has {_size(free)} left",
+        advice="" if free > 10**9 else "Sessions are refused when it is full: make room.",
+    )
 
 
 def files(configuration: Configuration) -> Iterator[Finding]:

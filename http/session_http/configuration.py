@@ -33,6 +33,7 @@ from session_http.values import (
     Port,
     Seconds,
     SecondsOrNone,
+    StoreKind,
     Switch,
     Text,
     Texts,
@@ -50,7 +51,7 @@ RIGHTS = "What sessions may do"
 FILES = "Where files are"
 LIMITS = "Limits"
 TIMES = "Times"
-KEPT = "What is kept in memory"
+KEPT = "What is kept"
 LOGS = "Logs"
 
 GROUPS = (LISTENING, CALLERS, CLAUDE, RIGHTS, FILES, LIMITS, TIMES, KEPT, LOGS)
@@ -208,8 +209,13 @@ class ServerSettings(BaseSettings):
         description="Run Bash in Claude Code's sandbox (Linux; needs bubblewrap and socat).",
     )
 
+    store: Annotated[StoreKind, About(FILES, "KIND")] = Field(
+        default="sqlite",
+        description="sqlite: sessions are kept in the state directory, and outlive the server; "
+        "memory: they end with it.",
+    )
     workspace: Annotated[
-        PathTo | None, About(FILES, "DIR", "a temporary one", example="workspace")
+        PathTo | None, About(FILES, "DIR", "in the state directory", example="workspace")
     ] = Field(default=None, description="Where sessions get their private directories.")
     cwd_root: Annotated[
         PathTo | None, About(FILES, "DIR", "callers choose none", example="/srv/projects/{owner}")
@@ -228,7 +234,13 @@ class ServerSettings(BaseSettings):
         ),
     ] = Field(
         default_factory=_state_dir,
-        description="What outlives the server: with keys, Claude Code's own files for each owner.",
+        description="What outlives the server: the database of sessions, their private "
+        "directories and, with keys, Claude Code's own files for each owner. One server at a time "
+        "has it.",
+    )
+    lock_wait: Annotated[Wait, About(FILES, "S")] = Field(
+        default=30.0,
+        description="Seconds to wait for another server to let go of the state directory.",
     )
 
     max_sessions: Annotated[Count, About(LIMITS, "N")] = Field(
@@ -236,6 +248,20 @@ class ServerSettings(BaseSettings):
     )
     max_live: Annotated[Count, About(LIMITS, "N")] = Field(
         default=32, description="Most Claude Code processes at once, about 100 MB each."
+    )
+    memory_budget: Annotated[
+        Bytes | None,
+        OrNone,
+        About(LIMITS, "BYTES", "four fifths of what the machine or container has", example="4GiB"),
+    ] = Field(
+        default=None,
+        description="Most memory of all processes together, with what they start: for more, "
+        "sessions that rest give up theirs, and then work is refused.",
+    )
+    max_waiting: Annotated[Count, About(LIMITS, "N")] = Field(
+        default=256,
+        description="Most sessions that may wait for a process, because all are busy; further "
+        "work is refused.",
     )
     max_starting: Annotated[Count, About(LIMITS, "N", "the number of cores")] = Field(
         default_factory=_cores,
@@ -254,7 +280,12 @@ class ServerSettings(BaseSettings):
         default=ByteSize(10 * 2**20), description="Longest request body, in bytes, or as in 10MiB."
     )
 
-    idle_timeout: Annotated[SecondsOrNone, About(TIMES, "S", "never", example=3600)] = Field(
+    idle_timeout: Annotated[SecondsOrNone, About(TIMES, "S")] = Field(
+        default=900.0,
+        description="Seconds without work after which a session gives up its process; the next "
+        'query starts another, with the conversation. "none": only when others need the room.',
+    )
+    expiry: Annotated[SecondsOrNone, About(TIMES, "S", "never", example=604_800)] = Field(
         default=None, description="Seconds without work after which a session is closed."
     )
     turn_timeout: Annotated[SecondsOrNone, About(TIMES, "S")] = Field(

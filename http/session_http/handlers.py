@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from session_http import TITLE, version
+from session_http import TITLE, idempotency, listing, transcript, version
 from session_http.call import Answer, Call, Nothing, Page
 from session_http.directories import resolve_cwd
 from session_http.keys import ANONYMOUS
-from session_http.problems import FieldError, InvalidRequest, problem_of, refuse
+from session_http.problems import (
+    FieldError,
+    InvalidRequest,
+    Problem,
+    ProblemError,
+    problem_of,
+    refuse,
+)
 from session_http.schemas import (
     CloseReply,
     EventsParameters,
     Health,
     Index,
+    InspectReply,
     InterruptReply,
     InterruptRequest,
+    MessagesParameters,
+    MessagesReply,
     NoParameters,
+    ProcessExit,
     QueryReply,
     QueryRequest,
     Ready,
+    RestReply,
     SessionQueryReply,
     SessionQueryRequest,
     SessionReply,
@@ -29,14 +43,32 @@ from session_http.schemas import (
     SessionsReply,
     StartReply,
     StartRequest,
+    SupervisedSession,
+    SupervisorReply,
     TurnsReply,
     answer_outcome,
     turn_reply,
     turn_summary,
 )
 from session_http.sse import EventStream, is_over
-from session_supervisor import Session, SessionSpec, TurnHandle, TurnResult
-from session_supervisor.errors import InvalidSpec, SessionNotFound, TurnFailed
+from session_supervisor import (
+    ClaimKey,
+    Cursor,
+    Inspection,
+    Quota,
+    Session,
+    SessionKind,
+    SessionSpec,
+    TurnHandle,
+    TurnResult,
+)
+from session_supervisor.errors import (
+    Draining,
+    InvalidSpec,
+    SessionClosed,
+    SessionNotFound,
+    TurnFailed,
+)
 from session_supervisor.spec import LOCAL_OWNER
 
 # -- the server ------------------------------------------------------------------------------
@@ -72,18 +104,23 @@ async def index(call: Call, _request: NoParameters) -> Answer:
 
 async def query(call: Call, request: QueryRequest) -> Answer:
     """Ask once."""
-    await _require_credential(call)
     supervisor = call.server.supervisor
+    work = await _work(call, request, streams=bool(request.stream))
     spec = await _spec(call, request)
+
+    async def ask() -> TurnHandle:
+        with idempotency.kept(work.key):
+            return await supervisor.query(
+                request.prompt,
+                spec,
+                owner=call.owner,
+                timeout_s=request.timeout_s,
+                quota=work.quota,
+                claim=work.key,
+            )
+
     if not request.stream:
-        turn = await supervisor.query(
-            request.prompt,
-            spec,
-            owner=call.owner,
-            timeout_s=request.timeout_s,
-            quota=call.principal.limits,
-        )
-        result = await _result(call, turn)
+        result = await _result(call, await ask())
         return QueryReply(
             response=result.text,
             duration_ms=result.duration_ms,
@@ -94,39 +131,36 @@ async def query(call: Call, request: QueryRequest) -> Answer:
             outcome=answer_outcome(result),
             permission_denials=result.accounting.permission_denials,
         )
-    slot = call.server.streams.reserve()
-    try:
-        turn = await supervisor.query(
-            request.prompt,
-            spec,
-            owner=call.owner,
-            timeout_s=request.timeout_s,
-            quota=call.principal.limits,
-        )
-        session = supervisor.get(turn.session_id, owner=call.owner)
-    except BaseException:
-        slot.release()
-        raise
-    return EventStream(session=session, cursor=turn.cursor(), slot=slot, turn=turn)
+    return await _stream(call, work, ask)
 
 
 async def start(call: Call, request: StartRequest) -> Answer:
     """Start a conversation, and wait for the answer to its first message if there is one."""
-    await _require_credential(call)
+    work = await _work(call, request, streams=False)
     spec = await _spec(call, request)
-    quota = call.principal.limits
-    session = await call.server.supervisor.start(spec, owner=call.owner, quota=quota)
+    with idempotency.kept(work.key):
+        session = await call.server.supervisor.start(
+            spec, owner=call.owner, quota=work.quota, claim=work.key
+        )
     if request.initial_prompt is None:
         return StartReply(
             session_id=session.session_id, initial_response=None, created_at=session.created_at
         )
+    key = idempotency.key_of_first_prompt(work.key, session.session_id)
     try:
-        turn = await session.query(request.initial_prompt, timeout_s=request.timeout_s, quota=quota)
+        with idempotency.kept(work.key):
+            turn = await session.query(
+                request.initial_prompt, timeout_s=request.timeout_s, quota=work.quota, claim=key
+            )
         result = await _result(call, turn)
+    except ProblemError:  # the session goes on, and a retry can have it
+        raise
     except Exception as error:
-        # A caller that gets an error gets no session, so none may stay behind.
-        with suppress(SessionNotFound):  # somebody else closed it
-            await call.server.supervisor.close(session.session_id)
+        # A caller that gets an error gets no session, so none may stay behind. But one that an
+        # earlier request has got is not ours to close.
+        if not session.attached or isinstance(error, TurnFailed):
+            with suppress(SessionNotFound):  # somebody else closed it
+                await call.server.supervisor.close(session.session_id)
         if isinstance(error, TurnFailed):
             raise _without_ids(error) from error
         raise
@@ -143,11 +177,16 @@ async def start(call: Call, request: StartRequest) -> Answer:
 async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
     """Ask in a conversation."""
     session = _session(call)
-    await _require_credential(call)
-    quota = call.principal.limits
+    work = await _work(call, request, streams=bool(request.stream))
+
+    async def ask() -> TurnHandle:
+        with idempotency.kept(work.key):
+            return await session.query(
+                request.prompt, timeout_s=request.timeout_s, quota=work.quota, claim=work.key
+            )
+
     if not request.stream:
-        turn = await session.query(request.prompt, timeout_s=request.timeout_s, quota=quota)
-        result = await _result(call, turn)
+        result = await _result(call, await ask())
         return SessionQueryReply(
             session_id=result.session_id,
             response=result.text,
@@ -158,13 +197,7 @@ async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
             total_cost_usd=result.accounting.total_cost_usd,
             permission_denials=result.accounting.permission_denials,
         )
-    slot = call.server.streams.reserve()
-    try:
-        turn = await session.query(request.prompt, timeout_s=request.timeout_s, quota=quota)
-    except BaseException:
-        slot.release()
-        raise
-    return EventStream(session=session, cursor=turn.cursor(), slot=slot, turn=turn)
+    return await _stream(call, work, ask)
 
 
 async def interrupt(call: Call, request: InterruptRequest) -> Answer:
@@ -192,8 +225,31 @@ async def get_session(call: Call, _request: NoParameters) -> Answer:
 async def close(call: Call, _request: NoParameters) -> Answer:
     """End a session."""
     session_id = call.path["session_id"]
-    await call.server.supervisor.close(session_id, owner=_looks_after(call))
-    return CloseReply(session_id=session_id)
+    closed = await call.server.supervisor.close(session_id, owner=_looks_after(call))
+    return CloseReply(
+        session_id=session_id, exit=None if closed.exit is None else ProcessExit.of(closed.exit)
+    )
+
+
+async def wake(call: Call, _request: NoParameters) -> Answer:
+    """Have a session get its process back before it is needed."""
+    session = _session(call)
+    return RestReply(session_id=session.session_id, state=await session.wake())
+
+
+async def hibernate(call: Call, _request: NoParameters) -> Answer:
+    """Have a session give up its process."""
+    session = _session(call)
+    return RestReply(session_id=session.session_id, state=await session.hibernate())
+
+
+async def inspect(call: Call, _request: NoParameters) -> Answer:
+    """Say what a session is doing."""
+    session = _found(call, _looks_after(call))
+    try:
+        return _inspected(await session.inspect())
+    except SessionClosed:
+        return _inspected_after(session)
 
 
 async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
@@ -203,9 +259,52 @@ async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
         if "admin" not in call.principal.roles:
             raise refuse("not_allowed", "Only an admin may list the sessions of other owners.")
         owner = None if owner == "*" else owner
-    found = call.server.supervisor.list(owner=owner)
+    supervisor = call.server.supervisor
+    if request.state is None:
+        found = [session.snapshot() for session in supervisor.list(owner=owner)]
+    else:
+        found = [
+            session
+            for session in supervisor.snapshot().sessions
+            if session.state is request.state
+            and session.kind is SessionKind.CONVERSATION
+            and owner in (None, session.owner)
+        ]
+    page, cursor = listing.page_of(found, cursor=request.cursor, limit=request.limit)
     return SessionsReply(
-        active_sessions=tuple(session.session_id for session in found), count=len(found)
+        active_sessions=tuple(session.session_id for session in page),
+        count=len(found),
+        next_cursor=cursor,
+    )
+
+
+async def supervisor_tree(call: Call, _request: NoParameters) -> Answer:
+    """Say what everything looks like."""
+    tree = call.server.supervisor.snapshot()
+    return SupervisorReply(
+        active=tree.active,
+        live=tree.live,
+        waiting=tree.waiting,
+        max_sessions=tree.max_sessions,
+        max_live=tree.max_live,
+        draining=tree.draining,
+        memory_bytes=tree.memory_bytes,
+        memory_budget_bytes=tree.memory_budget_bytes,
+        sessions=tuple(
+            SupervisedSession(
+                session_id=session.session_id,
+                owner=session.owner,
+                kind=session.kind,
+                state=session.state,
+                model=session.model,
+                created_at=session.created_at,
+                queued=session.queued,
+                restarts=session.restarts,
+                last_event_id=session.last_seq,
+                total_cost_usd=session.total_cost_usd,
+            )
+            for session in tree.sessions
+        ),
     )
 
 
@@ -215,26 +314,30 @@ async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
 async def list_turns(call: Call, _request: NoParameters) -> Answer:
     """List a session's turns."""
     session = _session(call)
-    turns = tuple(turn_summary(record) for record in session.turns())
+    turns = tuple(turn_summary(record) for record in (await session.turns()))
     return TurnsReply(session_id=session.session_id, turns=turns, count=len(turns))
 
 
 async def get_turn(call: Call, _request: NoParameters) -> Answer:
     """Look a turn up."""
-    return turn_reply(_session(call).turn(call.path["turn_id"]).record())
+    return turn_reply((await _session(call).turn(call.path["turn_id"])).record())
+
+
+async def list_messages(call: Call, request: MessagesParameters) -> Answer:
+    """List what was said to the model, and by it."""
+    session = _session(call)
+    messages = transcript.messages_of(await session.turns())
+    page, has_more = transcript.page_of(messages, after=request.after, limit=request.limit)
+    return MessagesReply(session_id=session.session_id, messages=page, has_more=has_more)
 
 
 async def session_events(call: Call, request: EventsParameters) -> Answer:
     """Stream everything that a session says."""
     session = _session(call)
-    after = _last_event_id(call)
+    after = call.after
     after = (request.after or 0) if after is None else after
-    try:
-        cursor = session.events(after)
-    except InvalidSpec as error:
-        where = "after" if call.last_event_id is None else "Last-Event-ID"
-        raise InvalidRequest([FieldError(field=where, message=error.reason)]) from error
-    if is_over(session, after):
+    cursor = _cursor(call, session, after)
+    if await is_over(session, after):
         return Nothing()
     return EventStream(session=session, cursor=cursor, slot=call.server.streams.reserve())
 
@@ -279,6 +382,105 @@ def _found(call: Call, owner: str | None) -> Session:
     return call.server.supervisor.get(call.path["session_id"], owner=owner)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What a request begins, or has begun before.
+
+    Attributes:
+        key: The caller's key for it.
+        quota: What the caller may have at once.
+        after: Behind which event its stream goes on; None: with its first.
+    """
+
+    key: ClaimKey | None
+    quota: Quota | None
+    after: int | None
+
+
+async def _work(
+    call: Call, request: QueryRequest | StartRequest | SessionQueryRequest, *, streams: bool
+) -> _Work:
+    """Return what a request is to begin, if it may."""
+    key = idempotency.key_of(call, request)
+    claimed = key is not None and await call.server.supervisor.claimed(key, owner=call.owner)
+    after = idempotency.resume_after(call, key, streams=streams, claimed=claimed)
+    if not claimed:
+        await _require_credential(call)
+    return _Work(key=key, quota=call.principal.limits, after=after)
+
+
+async def _stream(call: Call, work: _Work, ask: Callable[[], Awaitable[TurnHandle]]) -> Answer:
+    """Stream a turn that is about to be asked for, from its beginning or from where it broke."""
+    slot = call.server.streams.reserve()
+    try:
+        turn = await ask()
+        session = call.server.supervisor.get(turn.session_id, owner=call.owner)
+        cursor = turn.cursor()
+        if work.after is not None and work.after > cursor.after:
+            cursor = _cursor(call, session, work.after)
+            last_seq = turn.record().last_seq
+            if last_seq is not None and work.after >= last_seq:
+                slot.release()
+                return Nothing()
+    except BaseException:
+        slot.release()
+        raise
+    return EventStream(session=session, cursor=cursor, slot=slot, turn=turn)
+
+
+def _cursor(call: Call, session: Session, after: int) -> Cursor:
+    """Return a reader that begins behind an event.
+
+    Raises:
+        InvalidRequest: The session never had it.
+    """
+    try:
+        return session.events(after)
+    except InvalidSpec as error:
+        raise InvalidRequest([FieldError(field=call.after_field, message=error.reason)]) from error
+
+
+def _inspected(found: Inspection) -> InspectReply:
+    timer, timer_s = found.next_timer or (None, None)
+    return InspectReply(
+        session_id=found.session_id,
+        state=found.state,
+        turn_id=found.turn_id,
+        turn_origin=found.turn_origin,
+        queued=found.queued,
+        waiting_for=found.waiting_for,
+        last_message_s=found.last_message_s,
+        pid=found.pid,
+        agent_session_id=found.agent_session_id,
+        background=found.background,
+        restarts=found.restarts,
+        next_timer=timer,
+        next_timer_s=timer_s,
+        last_event_id=found.last_seq,
+    )
+
+
+def _inspected_after(session: Session) -> InspectReply:
+    """Return what there is to say of a session that has ended."""
+    found = session.snapshot()
+    return InspectReply(
+        session_id=found.session_id,
+        state=found.state,
+        turn_id=None,
+        turn_origin=None,
+        queued=0,
+        waiting_for=None,
+        last_message_s=None,
+        pid=None,
+        agent_session_id=None,
+        background=0,
+        restarts=found.restarts,
+        next_timer=None,
+        next_timer_s=None,
+        last_event_id=found.last_seq,
+    )
+
+
 async def _spec(call: Call, request: QueryRequest | StartRequest) -> SessionSpec:
     cwd = request.cwd
     if cwd is not None:
@@ -289,12 +491,30 @@ async def _spec(call: Call, request: QueryRequest | StartRequest) -> SessionSpec
         cwd=cwd,
         allowed_tools=request.allowed_tools or None,
         permission_mode=request.permission_mode or "default",
+        idle_timeout_s=request.idle_timeout_s if isinstance(request, StartRequest) else None,
+        expiry_s=request.expiry_s if isinstance(request, StartRequest) else None,
     )
 
 
 async def _result(call: Call, turn: TurnHandle) -> TurnResult:
-    """Wait for a turn's answer, and note what took how long."""
-    result = await turn.result()
+    """Wait for a turn's answer, and note what took how long.
+
+    Raises:
+        TurnFailed: There is none.
+        ProblemError: The turn waits for the next server.
+    """
+    try:
+        result = await turn.result()
+    except Draining as error:
+        problem = Problem(
+            code=error.code,
+            detail="The server is shutting down. The turn waits, and runs when there is a server "
+            "again. Look it up then.",
+            retry_after=error.retry_after,
+            session_id=turn.session_id,
+            turn_id=turn.turn_id,
+        )
+        raise ProblemError(problem) from error
     call.timing["queue"] = result.queued_ms - result.spawn_ms
     call.timing["spawn"] = result.spawn_ms
     call.timing["model"] = result.duration_ms - result.queued_ms
@@ -310,17 +530,6 @@ async def _require_credential(call: Call) -> None:
 def _account(call: Call) -> str:
     """Return by whose credential the caller's sessions reach the model."""
     return LOCAL_OWNER if call.principal is ANONYMOUS else call.owner
-
-
-def _last_event_id(call: Call) -> int | None:
-    given = call.last_event_id
-    if not given:
-        return None
-    if not (given.isascii() and given.isdigit() and len(given) < 20):
-        raise InvalidRequest(
-            [FieldError(field="Last-Event-ID", message="must be the id of an event that was sent")]
-        )
-    return int(given)
 
 
 def _without_ids(error: TurnFailed) -> Exception:

@@ -78,7 +78,7 @@ class Principal:
 Authenticate: TypeAlias = Callable[[HTTPConnection], Principal]
 """Tells who calls, or raises `NoKey` or another `problems.ProblemError`."""
 
-LOCAL = Principal(owner=LOCAL_OWNER)
+LOCAL = Principal(owner=LOCAL_OWNER, roles=frozenset({"user", "admin"}))
 """Everybody, where nobody tells callers apart."""
 
 ANONYMOUS = Principal(owner="", roles=frozenset())

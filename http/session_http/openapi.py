@@ -11,6 +11,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from session_http import TITLE, version
 from session_http.frames import BODIES, WITH_SESSION, StreamFailed
+from session_http.idempotency import HEADER, PATTERN
 from session_http.operations import ONE_OFF, Operation
 from session_http.problems import KINDS
 from session_http.reading import Source
@@ -164,7 +165,7 @@ def _parameters(row: Operation) -> list[Json]:
         for name in re.findall(r"{(\w+)}", row.path)
     ]
     if row.source is Source.QUERY:
-        properties: Json = row.takes.model_json_schema().get("properties", {})
+        properties: Json = row.takes.model_json_schema(ref_template=REFS).get("properties", {})
         for name, schema in properties.items():
             plain = {key: value for key, value in schema.items() if key not in ("title", "default")}
             parameters.append(
@@ -175,7 +176,27 @@ def _parameters(row: Operation) -> list[Json]:
                     "schema": _without_null(plain),
                 }
             )
-    if row.gives is None and row.streams:
+    if row.begins:
+        parameters.append(
+            {
+                "name": HEADER,
+                "in": "header",
+                "description": "Names the work, so that it can be asked for again and is begun "
+                "only once.",
+                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": PATTERN},
+            }
+        )
+    if row.begins and row.streams:
+        parameters.append(
+            {
+                "name": "after",
+                "in": "query",
+                "description": f"Id of the last event already had, where an `{HEADER}` is sent "
+                "again to go on with its stream.",
+                "schema": {"type": "integer", "minimum": 0},
+            }
+        )
+    if row.streams:
         parameters.append(
             {
                 "name": "Last-Event-ID",
@@ -204,8 +225,9 @@ def _responses(row: Operation, references: Mapping[type, Json], *, keys: bool) -
             "x-event-schema": {"$ref": REFS.format(model=EVENT)},
         }
     responses: Json = {"200": {"description": row.answered, "content": content}}
-    if row.gives is None and row.streams:
-        responses["204"] = {"description": "The session has ended, and nothing is left to read."}
+    if row.streams:
+        what = "session" if row.gives is None else "turn"
+        responses["204"] = {"description": f"The {what} has ended, and nothing is left to read."}
     codes = (*ANY_OPERATION, *row.refuses)
     if row.source is not Source.QUERY:
         codes += WITH_BODY

@@ -22,12 +22,16 @@ from session_http.schemas import (
     EventsParameters,
     Health,
     Index,
+    InspectReply,
     InterruptReply,
     InterruptRequest,
+    MessagesParameters,
+    MessagesReply,
     NoParameters,
     QueryReply,
     QueryRequest,
     Ready,
+    RestReply,
     SessionQueryReply,
     SessionQueryRequest,
     SessionReply,
@@ -35,6 +39,7 @@ from session_http.schemas import (
     SessionsReply,
     StartReply,
     StartRequest,
+    SupervisorReply,
     TurnReply,
     TurnsReply,
 )
@@ -60,6 +65,7 @@ class Operation:
         gives: The model of its answer; None for a page or a stream.
         answered: What 200 means.
         streams: Whether it answers, or can answer, with Server-Sent Events.
+        begins: Whether it begins work, so that a retry needs a key to begin it only once.
         refuses: Codes that it can answer with, besides those that any operation can.
         described: Whether the description has it.
         open: Among which paths it is that may be open to callers without a key; None: none.
@@ -78,6 +84,7 @@ class Operation:
     gives: type[BaseModel] | None
     answered: str
     streams: bool
+    begins: bool
     refuses: tuple[str, ...]
     described: bool
     open: OpenPaths | None
@@ -98,6 +105,7 @@ def operation(
     tag: str = "Documentation",
     answered: str = "Success.",
     streams: bool = False,
+    begins: bool = False,
     refuses: tuple[str, ...] = (),
     described: bool = True,
     open: OpenPaths | None = None,  # noqa: A002  # as the row calls it
@@ -120,6 +128,7 @@ def operation(
         gives=gives,
         answered=answered,
         streams=streams,
+        begins=begins,
         refuses=refuses,
         described=described,
         open=open,
@@ -133,7 +142,14 @@ ONE_OFF = "One-off queries"
 SESSIONS = "Conversation sessions"
 TURNS = "Turns and events"
 
-_STARTS_WORK = ("not_authenticated", "draining", "quota_exceeded", *TURN_CODES)
+_STARTS_WORK = (
+    "not_authenticated",
+    "draining",
+    "quota_exceeded",
+    "store_unavailable",
+    "idempotency_conflict",
+    *TURN_CODES,
+)
 _STARTS_SESSION = ("at_capacity", "no_workspace", "not_allowed", *_STARTS_WORK)
 _FINDS_SESSION = ("session_not_found",)
 _TELLS_SESSION = (*_FINDS_SESSION, "session_closed", "queue_full")
@@ -181,6 +197,7 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=QueryReply,
         tag=ONE_OFF,
         streams=True,
+        begins=True,
         summary="Send a single query to Claude without conversation history",
         notes="The turn has a session of its own, which is neither listed nor counted; it stays "
         "readable under the ids in the answer for a while.",
@@ -195,6 +212,7 @@ OPERATIONS: tuple[Operation, ...] = (
         source=Source.OPTIONAL_BODY,
         gives=StartReply,
         tag=SESSIONS,
+        begins=True,
         summary="Start a new conversation session",
         notes="If the first message fails, the session is closed again and the failure answered.",
         answered="Session started.",
@@ -210,6 +228,7 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=SessionQueryReply,
         tag=SESSIONS,
         streams=True,
+        begins=True,
         summary="Continue a conversation",
         notes="Claude remembers the session's earlier messages. While another turn runs, this one "
         "waits for it.",
@@ -248,8 +267,43 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=CloseReply,
         tag=SESSIONS,
         summary="Close and clean up a session",
+        notes="Answers when the process and all that it started are gone, and says how it ended.",
         answered="Session closed; from now on it is a 404.",
         refuses=_FINDS_SESSION,
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/wake",
+        handlers.wake,
+        takes=NoParameters,
+        gives=RestReply,
+        tag=SESSIONS,
+        summary="Have a session get its process back before it is needed",
+        notes="A hint: a query wakes the session as well. Answers at once.",
+        refuses=_TELLS_SESSION,
+        role="user",
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/hibernate",
+        handlers.hibernate,
+        takes=NoParameters,
+        gives=RestReply,
+        tag=SESSIONS,
+        summary="Have a session give up its process, if that has nothing to do",
+        notes="It wakes by itself, with its context. Answers at once, with the state that follows.",
+        refuses=_TELLS_SESSION,
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/inspect",
+        handlers.inspect,
+        takes=NoParameters,
+        gives=InspectReply,
+        tag=SESSIONS,
+        summary="Look what a session is doing, also in the middle of a turn",
+        refuses=(*_FINDS_SESSION, "queue_full"),
     ),
     operation(
         "GET",
@@ -259,8 +313,32 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=SessionsReply,
         tag=SESSIONS,
         summary="List all active sessions",
-        notes="The caller's own, or with the role `admin` those of another owner.",
+        notes="The caller's own, or with the role `admin` those of another owner. All of them, or "
+        "with `limit` some at a time.",
         refuses=("not_allowed",),
+    ),
+    operation(
+        "GET",
+        "/supervisor",
+        handlers.supervisor_tree,
+        takes=NoParameters,
+        gives=SupervisorReply,
+        tag=HEALTH,
+        summary="Look at all sessions and processes",
+        role="admin",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/messages",
+        handlers.list_messages,
+        takes=MessagesParameters,
+        gives=MessagesReply,
+        tag=TURNS,
+        summary="Read the transcript of a session, some messages at a time",
+        notes="What the model was told, and what it said, in this order. The answer of a turn that "
+        "runs is there once it has ended; a prompt that waits, once its turn comes.",
+        refuses=_FINDS_SESSION,
+        role="user",
     ),
     operation(
         "GET",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,14 @@ from session_http.listen import CannotListen, addresses, is_loopback
 from session_http.settings import HttpSettings
 from session_http.sources import Configuration
 from session_http.sse import StreamSettings
+from session_http.statedir import StateDir, StateError
 from session_http.tls import BadCertificate, Tls
-from session_supervisor import Retention, SupervisorConfig, Watchdogs
+from session_supervisor import MemoryPolicy, Retention, SupervisorConfig, Watchdogs
 from session_supervisor.agents.claude import ClaudeAgent
+from session_supervisor.agents.claude.launch import SCRATCH
 from session_supervisor.agents.claude.models import DEFAULT_ALIASES, DEFAULT_MODEL
+from session_supervisor.errors import StoreError
+from session_supervisor.stores.sqlite import SqliteStore
 
 _ONLINE = ("ANTHROPIC_", "CLAUDE_CODE_USE_", "CLAUDE_CODE_OAUTH")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
@@ -144,10 +148,15 @@ def supervisor_config(configuration: Configuration, *, workspace: Path) -> Super
     return SupervisorConfig(
         max_sessions=settings.max_sessions,
         max_live=settings.max_live,
+        max_waiting=settings.max_waiting,
         max_starting=settings.max_starting,
         max_queued=settings.max_queued,
         max_agent_turns=settings.max_agent_turns,
+        memory=MemoryPolicy(
+            budget_bytes=None if settings.memory_budget is None else int(settings.memory_budget)
+        ),
         idle_timeout_s=settings.idle_timeout,
+        expiry_s=settings.expiry,
         turn_timeout_s=settings.turn_timeout,
         workspace=workspace,
         watchdogs=Watchdogs(
@@ -155,33 +164,66 @@ def supervisor_config(configuration: Configuration, *, workspace: Path) -> Super
             first_byte_s=settings.first_byte_timeout,
             progress_s=settings.progress_timeout,
         ),
-        retention=Retention(
-            events=settings.keep_events,
-            event_bytes=int(settings.keep_event_bytes),
-            turns=settings.keep_turns,
-            turn_bytes=int(settings.keep_turn_bytes),
-            ended_s=settings.keep_ended,
-            ended_sessions=settings.keep_ended_sessions,
-        ),
+        retention=_retention(configuration),
     )
+
+
+def _retention(configuration: Configuration) -> Retention:
+    settings = configuration.settings
+    return Retention(
+        events=settings.keep_events,
+        event_bytes=int(settings.keep_event_bytes),
+        turns=settings.keep_turns,
+        turn_bytes=int(settings.keep_turn_bytes),
+        ended_s=settings.keep_ended,
+        ended_sessions=settings.keep_ended_sessions,
+    )
+
+
+# -- what is kept --------------------------------------------------------------------------------
+
+
+def state_path(configuration: Configuration) -> Path | None:
+    """Return where the state directory is; None: its content ends with the server.
+
+    What the offline model said never comes among the sessions of a real one.
+    """
+    settings = configuration.settings
+    if settings.store == "memory":
+        return None
+    if not settings.offline:
+        return settings.state_dir
+    return settings.state_dir / "offline" if "state_dir" in configuration.origins else None
+
+
+def store(configuration: Configuration, state: StateDir) -> SqliteStore | None:
+    """Return what keeps sessions, open; None: memory does.
+
+    Raises:
+        CannotServe: The database cannot be used.
+    """
+    if configuration.settings.store == "memory":
+        return None
+    try:
+        return SqliteStore(state.make_database(), _retention(configuration))
+    except (StateError, StoreError) as error:
+        raise CannotServe(str(error)) from error
 
 
 # -- directories ---------------------------------------------------------------------------------
 
 
-def workspace(configuration: Configuration, stack: ExitStack) -> Path:
-    """Return the directory that sessions get theirs in; a temporary one goes with the stack.
+def workspace(configuration: Configuration, state: StateDir) -> Path:
+    """Return the directory that sessions get theirs in.
 
     Raises:
         CannotServe: None can be made there.
     """
     given = configuration.settings.workspace
-    if given is not None:
-        require_writable(configuration, "workspace", given)
-        return given
-    made = tempfile.TemporaryDirectory(prefix="session-supervisor-", ignore_cleanup_errors=True)
-    # Links resolved, as the place of every session must be.
-    return Path(stack.enter_context(made)).resolve()
+    if given is None:
+        return state.workspaces
+    require_writable(configuration, "workspace", given)
+    return given
 
 
 def require_writable(configuration: Configuration, name: str, directory: Path) -> None:
@@ -225,64 +267,80 @@ def require_cwd_root(configuration: Configuration) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offline:
-    """What replaces the way to a real model.
+class Places:
+    """Where things are.
 
     Attributes:
-        env: The environment that leads the CLI to the offline model.
-        config_dir: For the CLI's own files, so that no login plays a part.
+        state: What this server alone has.
+        workspace: What holds the private directories of all sessions.
+        owners: What holds the directories of owners, for Claude Code's own files.
     """
 
-    env: dict[str, str]
-    config_dir: Path
+    state: StateDir
+    workspace: Path
+    owners: Path
+
+
+def places(configuration: Configuration, state: StateDir) -> Places:
+    """Return where things are, for the state directory that this server has.
+
+    Raises:
+        CannotServe: A directory cannot be made.
+    """
+    settings = configuration.settings
+    owners = state.path if settings.offline else settings.state_dir
+    if settings.has_keys:
+        require_writable(configuration, "state_dir", owners)
+    return Places(state=state, workspace=workspace(configuration, state), owners=owners)
 
 
 def agent(
     configuration: Configuration,
+    places: Places,
     *,
-    workspace: Path,
-    offline: Offline | None = None,
-    state_dir: Path | None = None,
+    store: SqliteStore | None = None,
+    offline: Mapping[str, str] | None = None,
 ) -> ClaudeAgent:
     """Return what answers prompts.
 
     Args:
         configuration: The settings.
-        workspace: What holds the private directories of all sessions.
-        offline: The offline model; None: a real one.
-        state_dir: In place of the one that is set.
+        places: Where things are.
+        store: Keeps a copy of transcripts; None: there is none.
+        offline: The environment that leads to the offline model; None: a real one.
 
     Raises:
         CannotServe: The settings name what there is not.
     """
     settings = configuration.settings
-    state = state_dir or settings.state_dir
-    if offline is not None:
-        state = offline.config_dir
     # One user, one login: the CLI's own place. With keys a place for each owner.
-    config_dir = None if offline is None else offline.config_dir
+    config_dir = None if offline is None else places.state.claude
     try:
         return ClaudeAgent(
             model=settings.model or DEFAULT_MODEL,
             model_aliases={**DEFAULT_ALIASES, **settings.model_aliases},
             extra_tools=settings.extra_tools,
             forbidden_tools=settings.forbidden_tools,
-            env={} if offline is None else offline.env,
+            env={SCRATCH: str(places.state.scratch), **(offline or {})},
             env_passthrough=settings.env_passthrough,
-            config_dir=partial(owners_directory, state) if settings.has_keys else config_dir,
+            config_dir=partial(owners_directory, places.owners)
+            if settings.has_keys
+            else config_dir,
             allow_bypass_permissions=settings.allow_bypass_permissions,
             confine_files=settings.confine_files,
             extra_dirs=settings.extra_dirs,
-            hidden_dirs=(*_own_files(configuration, workspace, state), *settings.hidden_dirs),
+            hidden_dirs=(*_own_files(configuration, places), *settings.hidden_dirs),
             sandbox=settings.sandbox,
+            transcripts=None if store is None else store.transcripts,
+            manifest=places.state.processes,
         )
     except ValueError as error:
         raise CannotServe(str(error)) from error
 
 
-def owners_directory(state_dir: Path, owner: str) -> Path:
+def owners_directory(base: Path, owner: str) -> Path:
     """Return where Claude Code keeps what it keeps for an owner."""
-    return state_dir / "owners" / owner / "claude"
+    return base / "owners" / owner / "claude"
 
 
 def leave_the_network() -> None:
@@ -292,13 +350,10 @@ def leave_the_network() -> None:
             del os.environ[name]
 
 
-def _own_files(configuration: Configuration, workspace: Path, state: Path) -> list[Path]:
+def _own_files(configuration: Configuration, places: Places) -> list[Path]:
     """Return what no session may look at."""
     settings = configuration.settings
-    found = [workspace]
-    if settings.has_keys:
-        # Owners have theirs in `state`, which is another one for the offline model.
-        found += [settings.state_dir, state]
+    found = [places.workspace, places.state.path, settings.state_dir]
     if settings.keys is not None:
         found += [settings.keys, settings.keys.with_name(keyfile.FIRST_KEY_FILE)]
     if settings.tls_key is not None:

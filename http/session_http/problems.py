@@ -65,6 +65,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             415, "The body is not declared as application/json, or is compressed."
         ),
         # The session's state
+        "idempotency_conflict": Kind(
+            409, "The key was used for another request, or for work that is no longer kept."
+        ),
         "busy": Kind(409, "Another turn runs, and the caller would not wait."),
         "session_closed": Kind(409, "The session has ended; start another."),
         # Also the end of a turn that waited in the session.
@@ -76,8 +79,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "at_capacity": Kind(503, "There are as many sessions or processes as there may be."),
         "too_many_connections": Kind(503, "There are as many connections as there may be."),
         "too_many_streams": Kind(503, "There are as many open streams as there may be."),
+        "store_unavailable": Kind(503, "The server cannot store anything at the moment."),
         "no_workspace": Kind(503, "The server cannot make a directory for the session."),
-        "draining": Kind(503, "The server is shutting down."),
+        "draining": Kind(
+            503, "The server is shutting down. A turn that is named waits, and runs under the next."
+        ),
         "not_authenticated": Kind(503, "The server has no Claude credential."),
         # How a turn can end without an answer
         FailureCode.RATE_LIMITED: Kind(502, "The upstream limits the rate of requests."),

@@ -8,9 +8,8 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +20,17 @@ from session_http.hiding import hide_environment
 from session_http.keyfile import FIRST_OWNER, FirstKey, KeyFileError
 from session_http.keys import KeyRing, anybody
 from session_http.listen import CannotListen, open_sockets, urls
-from session_http.parts import CannotServe
+from session_http.parts import CannotServe, Places
 from session_http.serve import Stop, StopTimes, raise_file_limit, run, serve, stopped_by_signals
 from session_http.sources import Configuration
+from session_http.statedir import Lock, StateDir, StateError, remove_all, temporary, unusable
 from session_http.tls import BadCertificate, Tls
 from session_supervisor import Down, Missed, Restarted, Supervisor
 from session_supervisor.agents.claude import ClaudeAgent
 from session_supervisor.agents.claude.credentials import in_environment
+from session_supervisor.errors import StoreError
 from session_supervisor.messages import CloseReason
+from session_supervisor.stores.sqlite import SqliteStore
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +55,15 @@ def run_server(configuration: Configuration) -> int:
     try:
         local = parts.is_local(configuration)
         parts.require_cwd_root(configuration)
-        with ExitStack() as stack:
-            workspace = parts.workspace(configuration, stack)
-            if settings.has_keys and not settings.offline:
-                parts.require_writable(configuration, "state_dir", settings.state_dir)
-            made = parts.first_key(configuration)
-            ring = parts.key_ring(configuration)
-            tls = parts.tls(configuration)
-            raise_file_limit()
-            # Sessions hold many objects and leave no cycles: a full collection stops every stream
-            # for a tenth of a second and finds next to nothing, so it comes a hundred times less
-            # often.
-            gc.set_threshold(700, 10, 1_000)
-            run(_serve(configuration, ring, tls, made, local=local, workspace=workspace))
-    except CannotListen as error:
+        made = parts.first_key(configuration)
+        ring = parts.key_ring(configuration)
+        tls = parts.tls(configuration)
+        raise_file_limit()
+        # Sessions hold many objects and leave no cycles: a full collection stops every stream for
+        # a tenth of a second and finds next to nothing, so it comes a hundred times less often.
+        gc.set_threshold(700, 10, 1_000)
+        run(_serve(configuration, ring, tls, made, local=local))
+    except (CannotListen, StateError, StoreError) as error:
         raise CannotServe(str(error)) from error
     except CannotServe:
         raise
@@ -83,33 +80,49 @@ async def _serve(
     made: FirstKey | None,
     *,
     local: bool,
-    workspace: Path,
 ) -> None:
     settings = configuration.settings
     stop = Stop()
     async with AsyncExitStack() as stack:
         stack.enter_context(stopped_by_signals(stop))
         stack.enter_context(_reloaded_by_hangup(ring, tls, stop))
+        # The lock comes first and goes last: the server before has let go of the port by then, and
+        # neither processes nor sessions are touched while anybody else may have them.
+        state = await _state_directory(configuration, stack, stop)
+        if state is None:
+            return
+        places = parts.places(configuration, state)
         sockets = open_sockets(settings.host, settings.port, unread_s=settings.send_timeout)
         for one in sockets:
             stack.callback(one.close)
+        store = parts.store(configuration, state)
+        if store is not None:
+            stack.push_async_callback(store.aclose)
         agent, credentials = await stack.enter_async_context(
-            connected_agent(configuration, workspace)
+            connected_agent(configuration, places, store)
         )
+        await _tidy_up(agent, state)
         supervisor = await stack.enter_async_context(
-            Supervisor(agent, config=parts.supervisor_config(configuration, workspace=workspace))
+            Supervisor(
+                agent,
+                store=store,
+                config=parts.supervisor_config(configuration, workspace=places.workspace),
+            )
         )
+        unknown = _unknown_workspaces(state, supervisor)
         app = create_app(
             supervisor,
             credentials=credentials,
             settings=parts.http_settings(configuration, local=local),
             authenticate=anybody if ring is None else ring.authenticate,
         )
-        _say(_banner(urls(settings.host, sockets, encrypted=tls is not None), configuration, made))
+        addresses = urls(settings.host, sockets, encrypted=tls is not None)
+        _say(_banner(addresses, configuration, state, made))
         async with asyncio.TaskGroup() as tasks:
             beside = [
                 tasks.create_task(_warm_up(agent, credentials, configuration), name="warm up"),
                 tasks.create_task(tell_of_crashes(supervisor), name="notices"),
+                tasks.create_task(asyncio.to_thread(remove_all, unknown), name="tidy"),
             ]
             await serve(
                 app,
@@ -125,22 +138,65 @@ async def _serve(
                 task.cancel()
 
 
+async def _state_directory(
+    configuration: Configuration, stack: AsyncExitStack, stop: Stop
+) -> StateDir | None:
+    """Return the state directory, which is ours until the stack ends; None: we are to stop.
+
+    Raises:
+        StateError: It cannot be used, or another server has it.
+    """
+    path = parts.state_path(configuration)
+    if path is None:
+        state = stack.enter_context(temporary())
+        state.prepare()
+        return state
+    state, lock = StateDir(path), Lock(path)
+    state.prepare()
+    stack.callback(lock.release)
+    had = await lock.acquire(configuration.settings.lock_wait, stop.wanted)
+    return state if had else None
+
+
+async def _tidy_up(agent: ClaudeAgent, state: StateDir) -> None:
+    """End and remove what a killed server left, before any session goes on.
+
+    Raises:
+        StateError: What it left cannot be looked at.
+    """
+    try:
+        count = await agent.recover()
+    except OSError as error:
+        raise unusable(state.processes, error) from error
+    if count:
+        logger.warning("%d processes of a server that was killed were ended", count)
+    await asyncio.to_thread(state.empty_scratch)
+
+
+def _unknown_workspaces(state: StateDir, supervisor: Supervisor) -> list[Path]:
+    """Return what a crash has left between a directory and its session."""
+    found = [one.session_id for one in supervisor.snapshot().sessions]
+    if found:
+        logger.info("%d sessions are there from before", len(found))
+    return state.unknown_workspaces(frozenset(found))
+
+
 @asynccontextmanager
 async def connected_agent(
-    configuration: Configuration, workspace: Path, *, state_dir: Path | None = None
+    configuration: Configuration, places: Places, store: SqliteStore | None = None
 ) -> AsyncGenerator[tuple[ClaudeAgent, Credentials]]:
     """Give what answers prompts, and whether it can; with the offline model, if it is that.
 
     Args:
         configuration: The settings.
-        workspace: What holds the private directories of all sessions.
-        state_dir: In place of the one that is set.
+        places: Where things are.
+        store: Keeps a copy of transcripts; None: there is none.
 
     Raises:
         CannotServe: The settings name what there is not.
     """
     if not configuration.settings.offline:
-        agent = parts.agent(configuration, workspace=workspace, state_dir=state_dir)
+        agent = parts.agent(configuration, places, store=store)
         async with aclosing(agent):
             yield agent, Watched(partial(_look, agent, configuration))
         return
@@ -148,14 +204,10 @@ async def connected_agent(
     from session_http.offline import OfflineModel
 
     parts.leave_the_network()
-    with tempfile.TemporaryDirectory(
-        prefix="session-supervisor-offline-", ignore_cleanup_errors=True
-    ) as config_dir:
-        async with OfflineModel() as model:
-            offline = parts.Offline(env=dict(model.environment()), config_dir=Path(config_dir))
-            agent = parts.agent(configuration, workspace=workspace, offline=offline)
-            async with aclosing(agent):
-                yield agent, Assumed(offline=True)
+    async with OfflineModel() as model:
+        agent = parts.agent(configuration, places, store=store, offline=model.environment())
+        async with aclosing(agent):
+            yield agent, Assumed(offline=True)
 
 
 async def _look(agent: ClaudeAgent, configuration: Configuration, owner: str) -> CredentialState:
@@ -279,7 +331,12 @@ async def tell_of_crashes(supervisor: Supervisor) -> None:
 # -- what is printed -----------------------------------------------------------------------------
 
 
-def _banner(addresses: Sequence[str], configuration: Configuration, made: FirstKey | None) -> str:
+def _banner(
+    addresses: Sequence[str],
+    configuration: Configuration,
+    state: StateDir,
+    made: FirstKey | None,
+) -> str:
     settings = configuration.settings
     lines = [f"{TITLE} {version()}"]
     if settings.offline:
@@ -291,6 +348,10 @@ def _banner(addresses: Sequence[str], configuration: Configuration, made: FirstK
         ]
     for address in addresses:
         lines.append(f"Listening on {address}  (API documentation: {address}/docs)")
+    if parts.state_path(configuration) is None:
+        lines.append("Sessions end with the server; nothing of them is kept.")
+    else:
+        lines.append(f"Sessions are kept in {state.path}.")
     if made is not None:
         lines += [
             f"A first key was made, of the owner {FIRST_OWNER}: {made.secret} holds it.",

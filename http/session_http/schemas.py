@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from signal import Signals
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import (
@@ -21,10 +22,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from session_supervisor.agents.port import Exit
 from session_supervisor.errors import Failure
+from session_supervisor.lifecycle import State
 from session_supervisor.messages import InterruptOutcome
 from session_supervisor.results import Origin, Outcome, Phase, TurnRecord, TurnResult
-from session_supervisor.spec import PermissionMode
+from session_supervisor.spec import PermissionMode, SessionKind
 
 NOT_BLANK = r"[^\s\x1c-\x1f\x85\ufeff]"
 """What a prompt must have some of: neither Python nor JavaScript, and so Claude Code, calls it a
@@ -125,6 +128,8 @@ TimeoutS: TypeAlias = Annotated[
         "up and answered with 504. Without it the operator's limit holds.",
     ),
 ]
+RestS: TypeAlias = Annotated[float | None, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
+"""How long something may rest, in seconds."""
 
 
 # Requests
@@ -165,6 +170,16 @@ class StartRequest(Request):
     permission_mode: Mode = None
     cwd: Cwd = None
     timeout_s: TimeoutS = None
+    idle_timeout_s: RestS = Field(
+        default=None,
+        description="Seconds without work after which the session gives up its process; it wakes "
+        "by itself, with its context. Without it the operator's limit holds.",
+    )
+    expiry_s: RestS = Field(
+        default=None,
+        description="Seconds without work after which the session is closed. Without it the "
+        "operator's limit holds.",
+    )
 
 
 class SessionQueryRequest(Request):
@@ -196,20 +211,44 @@ class NoParameters(Request):
     """A request that takes none."""
 
 
-class SessionsParameters(Request):
-    """Whose sessions are listed."""
+class Parameters(BaseModel):
+    """What query strings have in common: all of it is text, which becomes what it means."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+
+
+class SessionsParameters(Parameters):
+    """Which sessions are listed."""
 
     owner: str | None = Field(
         default=None,
         description="The caller's own when left out. With the role `admin`: any owner's, or `*` "
         "for everybody's.",
     )
+    state: State | None = Field(
+        default=None,
+        description="Only sessions in this state; left out, all that take queries.",
+    )
+    cursor: str | None = Field(
+        default=None, description="`next_cursor` of an earlier answer, for the sessions after it."
+    )
+    limit: int | None = Field(
+        default=None, ge=1, le=1000, description="Most sessions to list; left out, all."
+    )
 
 
-class EventsParameters(BaseModel):
+class MessagesParameters(Parameters):
+    """Which messages are listed."""
+
+    after: str | None = Field(
+        default=None,
+        description="Id of the last message already had; left out, from the beginning.",
+    )
+    limit: int = Field(default=100, ge=1, le=1000, description="Most messages to list.")
+
+
+class EventsParameters(Parameters):
     """Where to begin reading; `Last-Event-ID` wins over it."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     after: int | None = Field(
         default=None,
@@ -324,17 +363,113 @@ class SessionReply(Reply):
 
 
 class SessionsReply(Reply):
-    """Sessions that take queries, oldest first."""
+    """Sessions that take queries, or are in the state that was asked for, oldest first."""
 
-    active_sessions: tuple[str, ...] = Field(examples=[[UUID_EXAMPLE]])
-    count: int = Field(examples=[1])
+    active_sessions: tuple[str, ...] = Field(
+        description="Their ids; some of them, where `limit` says how many.",
+        examples=[[UUID_EXAMPLE]],
+    )
+    count: int = Field(description="How many there are.", examples=[1])
+    next_cursor: str | None = Field(
+        default=None, description="Where to go on; null if there are no more."
+    )
+
+
+class RestReply(Reply):
+    """The session has been told."""
+
+    session_id: SessionId
+    state: State = Field(description="Where it is in its life now.")
+
+
+class ProcessExit(Reply):
+    """How a process ended."""
+
+    code: int | None = Field(description="Its exit status, if it ended by itself.")
+    signal: str | None = Field(
+        description="The signal that ended it, if one did.", examples=["SIGTERM"]
+    )
+    cause: str = Field(description="What is known of why, for people.")
+
+    @classmethod
+    def of(cls, ended: Exit) -> ProcessExit:
+        """Return it as it is answered."""
+        status = ended.returncode
+        return cls(
+            code=None if status is None or status < 0 else status,
+            signal=None if status is None or status >= 0 else _signal_name(-status),
+            cause=ended.cause,
+        )
 
 
 class CloseReply(Reply):
-    """The session is gone."""
+    """The session is gone, and its process with all that it started."""
 
     status: Literal["closed"] = "closed"
     session_id: SessionId
+    exit: ProcessExit | None = Field(
+        default=None, description="How its process ended; null if it had none at the time."
+    )
+
+
+class InspectReply(Reply):
+    """What a session is doing at this moment."""
+
+    session_id: SessionId
+    state: State = Field(description="Where it is in its life.")
+    turn_id: str | None = Field(description="The turn that runs.")
+    turn_origin: Origin | None = Field(description="Who began it.")
+    queued: int = Field(description="Turns that wait.")
+    waiting_for: str | None = Field(
+        description="What the session waits for, for people.", examples=["the model"]
+    )
+    last_message_s: float | None = Field(
+        description="Seconds since its process last said anything; null without a process."
+    )
+    pid: int | None = Field(description="Its process.")
+    agent_session_id: str | None = Field(
+        description="What Claude Code calls the conversation; it changes."
+    )
+    background: int = Field(description="Tasks that the agent has running in the background.")
+    restarts: int = Field(description="How often its process was restarted after a crash.")
+    next_timer: str | None = Field(description="What happens next if nothing else does.")
+    next_timer_s: float | None = Field(description="In how many seconds.")
+    last_event_id: int = Field(description="Id of its newest event.")
+
+
+class SupervisedSession(Reply):
+    """One session of the tree."""
+
+    session_id: SessionId
+    owner: str
+    kind: SessionKind = Field(description="`oneoff`: for a `POST /query`.")
+    state: State
+    model: str | None = Field(description="The model asked for.")
+    created_at: Time
+    queued: int = Field(description="Turns that wait.")
+    restarts: int
+    last_event_id: int
+    total_cost_usd: float = Field(description="What its turns have cost, in US dollars.")
+
+
+class SupervisorReply(Reply):
+    """All sessions and processes."""
+
+    active: int = Field(description="Conversations that take queries.")
+    live: int = Field(description="Processes, those that come up or are being stopped included.")
+    waiting: int = Field(description="Sessions that wait for room for one.")
+    max_sessions: int
+    max_live: int
+    draining: bool = Field(description="Whether the server shuts down.")
+    memory_bytes: int | None = Field(
+        description="What the processes take, as last measured; null where nobody looks."
+    )
+    memory_budget_bytes: int | None = Field(
+        description="What they may take; null where nobody looks."
+    )
+    sessions: tuple[SupervisedSession, ...] = Field(
+        description="Every session that is kept, one-offs and ended ones included."
+    )
 
 
 class TurnError(Reply):
@@ -392,6 +527,30 @@ class TurnsReply(Reply):
     count: int
 
 
+Role: TypeAlias = Literal["user", "assistant"]
+
+
+class Message(Reply):
+    """What was said to the model, or by it."""
+
+    id: str = Field(description="For `after`.", examples=[f"{TURN_EXAMPLE}.user"])
+    turn_id: TurnId
+    role: Role
+    content: str
+    at: Time = Field(description="When it was accepted, or was complete.")
+    outcome: Outcome | None = Field(
+        description="How the turn ended, on the model's messages; not all of them are whole."
+    )
+
+
+class MessagesReply(Reply):
+    """The transcript of a session, oldest first."""
+
+    session_id: SessionId
+    messages: tuple[Message, ...]
+    has_more: bool = Field(description="Whether there are more after the last of these.")
+
+
 class FieldProblem(Reply):
     """What is wrong with one field of a request."""
 
@@ -410,10 +569,17 @@ class ProblemReply(Reply):
     errors: tuple[FieldProblem, ...] | None = Field(
         default=None, description="What is wrong with the request, field by field."
     )
-    session_id: str | None = Field(default=None, description="Whose turn failed.")
-    turn_id: str | None = Field(
-        default=None, description="The turn that failed; it can be looked up."
+    session_id: str | None = Field(
+        default=None, description="Whose turn failed, or goes on without the caller."
     )
+    turn_id: str | None = Field(default=None, description="That turn; it can be looked up.")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 def turn_summary(record: TurnRecord) -> TurnSummary:

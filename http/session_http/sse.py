@@ -360,6 +360,11 @@ class EventStreamResponse(Response):
         scope.cancel()
 
 
-def is_over(session: Session, after: int) -> bool:
-    """Whether a session has ended and a reader with this cursor has had all of it."""
-    return session.state is State.CLOSED and after >= session.snapshot().last_seq
+async def is_over(session: Session, after: int) -> bool:
+    """Whether a session has ended for good and a reader with this cursor has had all of it.
+
+    One that was drained may go on under the next server, and readers are to come back.
+    """
+    if session.state is not State.CLOSED or after < session.snapshot().last_seq:
+        return False
+    return (await session.ended()).reason is not CloseReason.DRAINED

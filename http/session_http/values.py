@@ -181,6 +181,7 @@ OpenPaths: TypeAlias = Annotated[
     Expects("a list of `health` and `docs`"),
 ]
 KeyFile: TypeAlias = Annotated[PathTo, BeforeValidator(_no_keys)]
+StoreKind: TypeAlias = Annotated[Literal["sqlite", "memory"], Expects("sqlite or memory")]
 LogLevel: TypeAlias = Annotated[
     Literal["debug", "info", "warning", "error"], Expects("debug, info, warning or error")
 ]

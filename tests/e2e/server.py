@@ -40,6 +40,11 @@ class Server:
         """Where it and its sessions keep temporary files."""
         return self.folder / "tmp"
 
+    @property
+    def scratch(self) -> list[Path]:
+        """What is in the directories for what lives no longer than a process."""
+        return [*self.folder.glob("state/tmp/*"), *self.folder.glob("state/offline/tmp/*")]
+
     def client(self) -> Client:
         """Return a client; use it as a context manager."""
         return Client(self.url)
@@ -73,7 +78,7 @@ class Server:
         """Wait for its end: status 0, no process, no temporary file, no traceback in its log."""
         assert self.process.wait(30) == 0, self.log()[-2000:]
         eventually(lambda: not self.marked(), "no process is left", within_s=2.0)
-        left = list(self.temporary.glob("session-supervisor-*"))
+        left = [*self.temporary.glob("session-supervisor-*"), *self.scratch]
         assert not left, f"the server leaves temporary files behind: {left}"
         assert "Traceback" not in self.log(), self.log()[-4000:]
 
@@ -84,17 +89,18 @@ def running_server(
 ) -> Generator[Server]:
     """Run `session-supervisor serve` for a while.
 
-    Stopped at the end, unless the test has done so; it must end well.
+    Stopped at the end, unless the test has done so; it must end well. Another one in the same
+    folder goes on with its sessions.
 
     Args:
-        folder: Holds its home, its temporary files and its log.
+        folder: Holds its home, its state, its temporary files and its log.
         arguments: Of the command.
         env: More variables of its environment.
         files: Most file descriptors that it may have; None: as many as we.
     """
     home, temporary = folder / "home", folder / "tmp"
-    home.mkdir(parents=True)
-    temporary.mkdir()
+    home.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(exist_ok=True)
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COV")}
     environment = {
         **coverage,
@@ -103,6 +109,7 @@ def running_server(
         "TMPDIR": str(temporary),
         "LANG": "C.UTF-8",
         "PYTHONPATH": f"{ROOT / 'http'}{os.pathsep}{ROOT / 'supervisor'}",
+        "SESSION_SUPERVISOR_STATE_DIR": str(folder / "state"),
         RUN: os.environ[RUN],
         **(env or {}),
     }

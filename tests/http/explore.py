@@ -28,8 +28,9 @@ Json = dict[str, Any]
 EXPECTED = ["2xx", "3xx", "4xx", "502", "503", "504"]
 """Everything but a mistake of ours; whether an operation documents it is another check."""
 
-REFUSED = ["400", "401", "404", "415"]
-"""How a bad request is answered: 401 and 404 where the key or the id is."""
+REFUSED = ["400", "401", "404", "409", "415"]
+"""How a bad request is answered: 401 and 404 where the key or the id is, and 409 where another was
+sent under the same `Idempotency-Key`."""
 
 PATIENCE_S = 20.0
 """Seconds in which every answer must be there."""
@@ -113,18 +114,23 @@ def explore(
         "max-stream-events": 50,
         "request-timeout": PATIENCE_S,
         "generation": {"max-examples": most, "deterministic": True, "database": "none"},
-        "phases": {"coverage": {"enabled": boundaries}},
+        "phases": {
+            "coverage": {"enabled": boundaries},
+            # Of a chain most requests are bad, so only few get to its end.
+            "stateful": {"generation": {"max-examples": 3 * most}},
+        },
         "checks": {
             "not_a_server_error": {"expected-statuses": EXPECTED},
             "negative_data_rejection": {"expected-statuses": REFUSED},
         },
         "operations": [
+            # Only the server knows which ids and cursors it has given.
             {
-                "include-operation-id": "session_events",
-                "request-timeout": listen_s,
-                # Only the server knows which ids of events it has sent.
+                "include-operation-id": name,
                 "checks": {"positive_data_acceptance": {"expected-statuses": EXPECTED}},
+                **({"request-timeout": listen_s} if name == "session_events" else {}),
             }
+            for name in ("session_events", "list_messages", "list_sessions")
         ],
     }
     if url is not None:
@@ -170,6 +176,13 @@ def _with_what_only_the_operator_knows(document: Mapping[str, Any], tools: Itera
         for operation in methods.values():
             stream = operation["responses"]["200"]["content"].get("text/event-stream", {})
             stream.pop("schema", None)
+            if "requestBody" in operation:
+                # Only who has had events of a turn can go on behind one.
+                operation["parameters"] = [
+                    parameter
+                    for parameter in operation.get("parameters", ())
+                    if parameter["name"] not in ("after", "Last-Event-ID")
+                ]
     return found
 
 

@@ -27,6 +27,7 @@ from session_http.settings import HttpSettings
 from session_http.wire import ConnectionLimits
 from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.scripted import Script, ScriptedAgent, echo
+from session_supervisor.stores.port import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,14 @@ async def world(
     *,
     agent: ScriptedAgent | None = None,
     config: SupervisorConfig | None = None,
+    store: Store | None = None,
     settings: HttpSettings | None = None,
     credentials: Credentials | None = None,
     authenticate: Authenticate = anybody,
 ) -> AsyncGenerator[World]:
     """Open a supervisor of a scripted agent, and the application on it."""
     agent = agent or ScriptedAgent(script)
-    async with Supervisor(agent, config=config) as supervisor:
+    async with Supervisor(agent, config=config, store=store) as supervisor:
         app = create_app(
             supervisor, credentials=credentials, settings=settings, authenticate=authenticate
         )

@@ -296,17 +296,25 @@ async def test_streams_are_capped_before_their_turn_begins() -> None:
         ):
             assert (response.status_code, response.json()["code"]) == (503, "too_many_streams")
         assert (await one.client.get(f"{path}/turns")).json()["count"] == 0
-        assert one.world.supervisor.snapshot().live == 1
+        assert len(one.world.supervisor.snapshot().sessions) == 1
 
 
 async def test_a_refused_stream_gives_its_place_back() -> None:
     settings = HttpSettings(streams=StreamSettings(max_streams=1))
-    async with api(settings=settings, config=SupervisorConfig(max_live=1)) as one:
+    config = SupervisorConfig(max_live=1, max_waiting=1)
+    async with api(settings=settings, config=config) as one:
         path = await one.start()
+        hanging = asyncio.create_task(one.client.post(f"{path}/query", json={"prompt": "hang"}))
+        await one.running(path)
+        waiting = await one.start()
+        await eventually(lambda: one.world.supervisor.snapshot().waiting == 1)
         for _ in range(3):
             response = await one.client.post("/query", json={"prompt": "hi", "stream": True})
             assert response.json()["code"] == "at_capacity"
         assert one.world.app.open_streams == 0
+        await one.client.delete(waiting)
+        await one.client.post(f"{path}/interrupt")
+        await hanging
         assert (await stream(one.client, f"{path}/query", "hi"))[-1].type == "done"
         await one.world.supervisor.get(path.rpartition("/")[2]).close()
         for _ in range(3):
@@ -367,7 +375,8 @@ async def test_a_turn_can_be_looked_up_while_it_runs_and_after() -> None:
         turn = (await one.client.get(where)).json()
         assert (turn["phase"], turn["prompt"], turn["outcome"]) == ("running", "hang", None)
         session = one.world.supervisor.get(summary["session_id"])
-        await eventually(lambda: session.turn(summary["turn_id"]).record().text == "Partial")
+        running = await session.turn(summary["turn_id"])
+        await eventually(lambda: running.record().text == "Partial")
         await one.client.post(f"{path}/interrupt")
         await query
         turn = (await one.client.get(where)).json()
@@ -539,7 +548,8 @@ async def test_a_mistake_in_a_stream_is_told_in_the_stream(
         assert said[0].data["code"] == "internal"
         assert f"{path}/turns/{said[0].data['turn_id']}" in said[0].data["message"]
         assert one.world.app.open_streams == 0
-        turn = one.world.supervisor.get(path.rpartition("/")[2]).turn(said[0].data["turn_id"])
+        session = one.world.supervisor.get(path.rpartition("/")[2])
+        turn = await session.turn(said[0].data["turn_id"])
         assert (await turn.result()).outcome == "completed"
 
 

@@ -128,11 +128,18 @@ def test_directories_that_cannot_be_used_are_found(tmp_path: Path) -> None:
     assert "--workspace" in looks["workspace"].detail
     assert looks["cwd_root"].status == "fail"
     (tmp_path / "work").mkdir()
-    good = configuration(workspace=str(tmp_path / "work"), cwd_root=str(tmp_path / "{owner}"))
+    good = configuration(
+        workspace=str(tmp_path / "work"),
+        state_dir=str(tmp_path / "state"),
+        cwd_root=str(tmp_path / "{owner}"),
+    )
     assert {one.name: one.status for one in check.directories(good)} == {
         "workspace": "ok",
+        "state_dir": "ok",
         "temporary files": "ok",
     }
+    in_memory = configuration(store="memory")
+    assert [one.name for one in check.directories(in_memory)] == ["temporary files"]
 
 
 def test_limits_that_the_machine_cannot_hold_are_warned_of() -> None:

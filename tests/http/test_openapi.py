@@ -116,9 +116,9 @@ def test_what_can_be_done_next_is_linked_by_ids_that_the_answer_always_has() -> 
         found = DOCUMENT["paths"][path]["post"]["responses"]["200"]["links"]
         return {name: list(link["parameters"]) for name, link in found.items()}
 
-    session = ["get_session", "list_turns", "session_events"]
+    session = ["get_session", "inspect", "list_messages", "list_turns", "session_events"]
     assert links("/query") == {**{key: ["session_id"] for key in session}, **READ_TURN}
-    steered = [*session, "session_query", "interrupt", "close"]
+    steered = [*session, "session_query", "interrupt", "close", "wake", "hibernate"]
     assert links("/session/start") == {key: ["session_id"] for key in steered}
     assert links("/session/{session_id}/query") == {
         **{key: ["session_id"] for key in steered},

@@ -139,7 +139,8 @@ async def test_post_query(served: Served) -> None:
 
 async def test_a_one_off_is_neither_listed_nor_counted_and_stays_readable(served: Served) -> None:
     answer = (await served.client.post("/query", json={"prompt": "hi"})).json()
-    assert (await served.client.get("/sessions")).json() == {"active_sessions": [], "count": 0}
+    listed = (await served.client.get("/sessions")).json()
+    assert listed.items() >= {"active_sessions": [], "count": 0}.items()
     assert (await served.client.get("/health")).json()["active_sessions"] == 0
     path = f"/session/{answer['session_id']}/turns/{answer['turn_id']}"
     assert (await served.client.get(path)).json()["response"] == answer["response"]
@@ -220,12 +221,13 @@ async def test_a_conversation_from_start_to_delete(served: Served) -> None:
     assert found["model"] == "claude-3-opus-20240229"
 
     listed = (await client.get("/sessions")).json()
-    assert listed == {"active_sessions": [session["session_id"]], "count": 1}
+    assert listed.items() >= {"active_sessions": [session["session_id"]], "count": 1}.items()
     assert (await client.get("/health")).json()["active_sessions"] == 1
 
     closed = await client.delete(path)
     assert closed.status_code == 200
-    assert closed.json() == {"status": "closed", "session_id": session["session_id"]}
+    expected = {"status": "closed", "session_id": session["session_id"]}
+    assert closed.json().items() >= expected.items()
     for gone in (
         await client.get(path),
         await client.delete(path),
@@ -322,6 +324,6 @@ async def test_a_client_that_goes_away_never_stops_its_turn(served: Served) -> N
             break
     await eventually(lambda: served.world.app.open_streams == 0)
     turns = (await served.client.get(f"{path}/turns")).json()["turns"]
-    turn = served.world.supervisor.get(session["session_id"]).turn(turns[0]["turn_id"])
+    turn = await served.world.supervisor.get(session["session_id"]).turn(turns[0]["turn_id"])
     assert (await turn.result()).text == "1 2 3 4 5 6 7 8 9 10 "
     await eventually(lambda: served.world.app.open_requests == 0)

@@ -85,7 +85,10 @@ class Explored:
         token: str | None = None
         described, most = document(OPERATIONS, open_paths=None), examples()
         if keys is not None:
-            authenticate, token = keys.ring.authenticate, keys.add("somebody").token
+            authenticate, token = (
+                keys.ring.authenticate,
+                keys.add("somebody", roles=("user", "admin")).token,
+            )
             # What differs is found by the first good request of each operation.
             described, most = document(OPERATIONS), most // 2
         self.keys = keys is not None

@@ -152,8 +152,8 @@ async def test_a_client_that_goes_away_ends_its_stream_at_once_and_not_the_turn(
             exchange.disconnect(error)
             await sleep(0.001)
             assert app.open_streams == 0
-        (record,) = session.turns()
-        result = await session.turn(record.turn_id).result()
+        (record,) = await session.turns()
+        result = await (await session.turn(record.turn_id)).result()
         assert result.text == "Done."
         assert result.duration_ms == 100_000
 
@@ -169,8 +169,8 @@ async def test_a_server_that_cannot_send_any_more_ends_its_stream_and_not_the_tu
             exchange.fails = error
             await sleep(1.001)
             assert app.open_streams == 0
-        (record,) = session.turns()
-        assert (await session.turn(record.turn_id).result()).duration_ms == 100_000
+        (record,) = await session.turns()
+        assert (await (await session.turn(record.turn_id)).result()).duration_ms == 100_000
 
 
 @virtual()
@@ -184,8 +184,8 @@ async def test_a_client_that_reads_nothing_is_dropped_and_the_turn_goes_on() -> 
             assert app.open_streams == 1
             await sleep(0.2)
             assert app.open_streams == 0
-        (record,) = session.turns()
-        assert (await session.turn(record.turn_id).result()).text == "Done."
+        (record,) = await session.turns()
+        assert (await (await session.turn(record.turn_id)).result()).text == "Done."
 
 
 @virtual()
@@ -198,8 +198,8 @@ async def test_a_client_that_stops_reading_in_a_flood_is_dropped_too() -> None:
             assert app.open_streams == 1, "it looks every minute"
             await sleep(60)
             assert app.open_streams == 0
-        (record,) = session.turns()
-        await session.turn(record.turn_id).result()
+        (record,) = await session.turns()
+        await (await session.turn(record.turn_id)).result()
 
 
 @virtual()
@@ -299,8 +299,8 @@ async def test_a_reader_too_slow_for_retention_is_told_and_still_gets_the_end() 
     ):
         await exchange.until("turn")
         exchange.reads.clear()
-        (record,) = session.turns()
-        await session.turn(record.turn_id).result()
+        (record,) = await session.turns()
+        await (await session.turn(record.turn_id)).result()
         await (await session.query("flood 5000")).result()
         exchange.reads.set()
         done = await exchange.until("done")

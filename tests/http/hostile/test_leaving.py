@@ -120,7 +120,9 @@ async def test_a_turn_goes_on_without_the_client_that_asked(siege: Siege) -> Non
     async with connected(siege.address, post(path, WAIT)) as line:
         await eventually(lambda: siege.world.app.open_requests == 1)
         line.reset()
-    await eventually(lambda: bool(session.turns()))
-    assert (await session.turn(session.turns()[0].turn_id).result()).text == "Done."
+    await eventually(lambda: siege.world.app.open_requests == 0)
+    (record,) = await session.turns()
+    turn = await session.turn(record.turn_id)
+    assert (await turn.result()).text == "Done."
     await siege.world.supervisor.close(session.session_id)
     await siege.goes_on()
