@@ -27,10 +27,10 @@ CLEAN = mkdir -p .home && for home in .home/*; do \
 	kill -0 "$${home\#\#*/}" 2>/dev/null || rm -rf "$$home"; done; mkdir -p ".home/$$$$"; \
 	exec env -i HOME="$(CURDIR)/.home/$$$$" PATH="$(BIN):$$PATH" LANG=C.UTF-8 $(if $(CI),CI="$(CI)")
 
-.PHONY: help serve demo test check format docs bench lock clean
+.PHONY: help serve demo test test-long check format docs bench lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 serve: $(VENV)/.installed  ## run the server with your own Claude credential (ARGS="--port 4000")
 	@exec "$(BIN)/session-supervisor" serve $(ARGS)
@@ -40,6 +40,10 @@ demo: $(VENV)/.installed  ## run the server on the offline model: no network, no
 
 test: $(VENV)/.installed-dev  ## run the tests (ARGS="-k mailbox")
 	@$(CLEAN) pytest $(ARGS)
+
+test-long: $(VENV)/.installed-dev  ## the tests, further random ones, and two minutes of chaos (ARGS="--seed 7")
+	@$(CLEAN) pytest --hypothesis-profile=long
+	@$(CLEAN) python -m bench.chaos --seconds 120 $(ARGS)
 
 check: $(VENV)/.installed-dev  ## formatting, lint and types
 	@$(CLEAN) ruff format --check
@@ -54,9 +58,11 @@ format: $(VENV)/.installed-dev  ## format, and mend what lint can mend by itself
 docs: $(VENV)/.installed-dev  ## write the generated parts of the documentation anew
 	@$(CLEAN) python docs/generate.py
 
-bench: $(VENV)/.installed-dev  ## measure what the layer costs (a few minutes)
+bench: $(VENV)/.installed-dev  ## measure what the layer costs (ten minutes)
 	@$(CLEAN) python -m bench.overhead
 	@$(CLEAN) python -m bench.mailbox
+	@$(CLEAN) python -m bench.density
+	@$(CLEAN) python -m bench.streams
 
 # Both locks hold for every supported Python and system. Versions stay as they are while they
 # satisfy pyproject.toml; ARGS=--upgrade takes the newest.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.arguments import amount, count, count_or_none
-from bench.density import Density, measure_density, source_table, until_idle
+from bench.idle import Density, measure_density, source_table, until_idle
 from bench.quantiles import Summary
 from bench.report import Run, table
 from bench.scripted_server import agent_of

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from session_http.app import create_app
 from session_http.listen import close_all, open_sockets, urls
-from session_http.serve import Stop, StopTimes, run, serve, stopped_by_signals
-from session_supervisor import Supervisor
+from session_http.serve import Stop, StopTimes, raise_file_limit, run, serve, stopped_by_signals
+from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.scripted import Conversation, Say, ScriptedAgent, Step
 from session_supervisor.spec import Prompt
 
@@ -32,12 +32,15 @@ def agent_of(*, tokens: int, delay_s: float = 0.0) -> ScriptedAgent:
     return ScriptedAgent(script, history=0)
 
 
-async def _main(tokens: int, delay_s: float) -> None:
+async def _main(tokens: int, delay_s: float, max_sessions: int) -> None:
     stop = Stop()
+    agent = agent_of(tokens=tokens, delay_s=delay_s)
+    config = SupervisorConfig(max_sessions=max_sessions, max_live=max_sessions)
+    raise_file_limit()
     sockets = open_sockets("127.0.0.1", 0)
     try:
         with stopped_by_signals(stop):
-            async with Supervisor(agent_of(tokens=tokens, delay_s=delay_s)) as supervisor:
+            async with Supervisor(agent, config=config) as supervisor:
                 print(*urls("127.0.0.1", sockets), flush=True)
                 times = StopTimes(drain_s=0.0)
                 await serve(create_app(supervisor), supervisor, sockets, stop=stop, times=times)
@@ -49,5 +52,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.scripted_server")
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--max-sessions", type=int, default=SupervisorConfig().max_sessions)
     options = parser.parse_args()
-    run(_main(options.tokens, options.delay_ms / 1000))
+    run(_main(options.tokens, options.delay_ms / 1000, options.max_sessions))

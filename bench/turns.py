@@ -84,8 +84,23 @@ class Stopwatch:
 
 
 @asynccontextmanager
-async def bare_sdk(cwd: Path, tools: Sequence[str], env: Mapping[str, str]) -> AsyncGenerator[Way]:
-    """Connect a `ClaudeSDKClient`, with the options that `ClaudeAgent` starts the CLI with."""
+async def bare_sdk(
+    cwd: Path,
+    tools: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    session_id: str | None = None,
+    resume: str | None = None,
+) -> AsyncGenerator[Way]:
+    """Connect a `ClaudeSDKClient`, with the options that `ClaudeAgent` starts the CLI with.
+
+    Args:
+        cwd: Where it works.
+        tools: All that it has.
+        env: Further environment.
+        session_id: Id of the conversation that it begins; None: any.
+        resume: Id of the one that it goes on with; None: none.
+    """
     from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
 
     options = ClaudeAgentOptions(
@@ -102,6 +117,8 @@ async def bare_sdk(cwd: Path, tools: Sequence[str], env: Mapping[str, str]) -> A
         verbatim_prompts=True,
         max_buffer_size=BUFFER,
         stderr=lambda _line: None,
+        session_id=session_id,
+        resume=resume,
     )
     async with ClaudeSDKClient(options) as client:
         yield _BareSdk(client)
@@ -143,21 +160,30 @@ class _Embedded:
         self._session = session
 
     async def turn(self, prompt: str) -> Timing:
-        usage: Mapping[str, Any] = {}
-        watch = Stopwatch()
-        async for event in await self._session.query(prompt):
-            match event.body:
-                case events.Text():
-                    watch.text()
-                case events.Result():
-                    usage = event.body.usage
-                case events.Done():
-                    return watch.end(failed=False, usage=usage)
-                case events.Error():
-                    return watch.end(failed=True, usage=usage)
-                case _:
-                    pass
-        raise NoAnswer("The events of a turn ended without its end.")
+        return await embedded_turn(self._session, prompt)
+
+
+async def embedded_turn(session: Session, prompt: str) -> Timing:
+    """Ask a session in this process, and read the answer to its end.
+
+    Raises:
+        NoAnswer: There was none.
+    """
+    usage: Mapping[str, Any] = {}
+    watch = Stopwatch()
+    async for event in await session.query(prompt):
+        match event.body:
+            case events.Text():
+                watch.text()
+            case events.Result():
+                usage = event.body.usage
+            case events.Done():
+                return watch.end(failed=False, usage=usage)
+            case events.Error():
+                return watch.end(failed=True, usage=usage)
+            case _:
+                pass
+    raise NoAnswer("The events of a turn ended without its end.")
 
 
 # -- HTTP --------------------------------------------------------------------------------------

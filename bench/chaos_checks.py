@@ -1,0 +1,271 @@
+"""What must hold when a run of `bench.chaos` is over: asked of a server that was just started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.chaos_client import Answer, Api, Broken, Heard, Silent
+from bench.chaos_record import TERMINAL, Record
+from bench.chaos_talk import Conversation, Talker, Told
+from bench.chaos_world import Vitals, World
+
+SETTLE_S = 60.0
+"""Seconds in which what was queued must have run."""
+
+CLOSED_S = 10.0
+"""Seconds in which what belonged to closed sessions must be gone."""
+
+MORE_TASKS, MORE_DESCRIPTORS, MORE_MEMORY = 4, 6, 48 * 2**20
+"""What a server may have more than when it was new, with no session left; memory in bytes."""
+
+PER_SESSION_TASKS, PER_CLI_DESCRIPTORS = 6, 12
+
+
+class Checks:
+    """Asks the server about everything that was ever said to it.
+
+    Args:
+        api: The server.
+        world: Its process.
+        record: Where violations are noted.
+        talkers: The clients, who have stopped.
+    """
+
+    def __init__(self, api: Api, world: World, record: Record, talkers: Sequence[Talker]) -> None:
+        self._api = api
+        self._world = world
+        self._record = record
+        self.talkers = talkers
+        self.prompts = 0
+        self.acknowledged = 0
+        self.contexts = 0
+
+    async def of_turns(self) -> None:
+        """Every acknowledged prompt has one recorded end, and the log says the same."""
+        for talker in self.talkers:
+            for conversation in talker.conversations:
+                await self._of_conversation(conversation)
+
+    async def of_contexts(self) -> None:
+        """Every conversation that goes on knows what it was told in turns that completed."""
+        for talker in self.talkers:
+            for conversation in talker.conversations:
+                if conversation.over is None:
+                    await self._of_context(talker, conversation)
+
+    def of_vitals(self, now: Vitals, new: Vitals, *, when: str, sessions: int) -> None:
+        """Nothing is kept that belongs to nobody.
+
+        Args:
+            now: What the server takes.
+            new: What it took when it was new.
+            when: For the message.
+            sessions: How many there are.
+        """
+        tasks = new.tasks + MORE_TASKS + PER_SESSION_TASKS * sessions
+        descriptors = new.descriptors + MORE_DESCRIPTORS + PER_CLI_DESCRIPTORS * now.clis
+        if now.tasks > tasks:
+            self._record.violate("no task leaks", f"{when}: {now.tasks}, at first {new.tasks}")
+        if now.descriptors > descriptors:
+            self._record.violate(
+                "no descriptor leaks", f"{when}: {now.descriptors}, at first {new.descriptors}"
+            )
+        if now.uss > new.uss + MORE_MEMORY:
+            self._record.violate(
+                "no memory leaks", f"{when}: {now.uss >> 20} MB, at first {new.uss >> 20} MB"
+            )
+
+    async def of_the_end(self, new: Vitals) -> None:
+        """Sessions that are closed are gone, with all that they had."""
+        listed = (await self._get("/sessions")).body.get("active_sessions", ())
+        known = {one.session_id for talker in self.talkers for one in talker.conversations}
+        for session_id in {*listed, *known}:
+            await self._close(session_id)
+        for session_id in sorted(known):
+            answer = await self._get(f"/session/{session_id}")
+            if answer.status != 404:
+                self._record.violate("closed is gone", f"{session_id}: {answer}")
+        until = time.monotonic() + CLOSED_S
+        while (now := await self._world.vitals()).clis or await self.sessions():
+            if time.monotonic() > until:
+                self._record.violate(
+                    "closed is gone",
+                    f"{await self.sessions()} sessions and {now.clis} processes are left, though "
+                    "all were closed",
+                )
+                break
+            await asyncio.sleep(0.2)
+        self.of_vitals(now, new, when="all sessions closed", sessions=0)
+
+    async def sessions(self) -> int:
+        """Return how many sessions are listed."""
+        return int((await self._get("/sessions")).body["count"])
+
+    # -- one conversation ------------------------------------------------------------------
+
+    async def _of_conversation(self, conversation: Conversation) -> None:
+        turns = await self._turns(conversation)
+        if turns is None:
+            return
+        listed = Counter(str(turn["turn_id"]) for turn in turns)
+        prompts = Counter(word for turn in turns for word in _words(str(turn["prompt"])))
+        log = await self._log(conversation, [str(turn["turn_id"]) for turn in turns])
+        ends = Counter(str(heard.data["turn_id"]) for heard in log if heard.type in TERMINAL)
+        for told in conversation.told:
+            self.prompts += 1
+            if prompts[told.word] > 1:
+                self._violate("no prompt runs twice", conversation, f"{told.word}")
+            if told.turn_id is None:
+                continue
+            self.acknowledged += 1
+            if listed[told.turn_id] != 1:
+                self._violate(
+                    "an acknowledged prompt has one recorded end",
+                    conversation,
+                    f"turn {told.turn_id} is recorded {listed[told.turn_id]} times",
+                )
+        by_id = {told.turn_id: told for told in conversation.told if told.turn_id}
+        for turn in turns:
+            turn_id = str(turn["turn_id"])
+            if ends[turn_id] != 1:
+                self._violate(
+                    "an acknowledged prompt has one recorded end",
+                    conversation,
+                    f"turn {turn_id} has {ends[turn_id]} ends in the log, record {_short(turn)}",
+                )
+            self._of_turn(conversation, turn, by_id.get(turn_id), log)
+
+    def _of_turn(
+        self,
+        conversation: Conversation,
+        turn: Mapping[str, Any],
+        told: Told | None,
+        log: Sequence[Heard],
+    ) -> None:
+        mine = [heard for heard in log if heard.data.get("turn_id") == turn["turn_id"]]
+        pieces: list[tuple[int, str]] = []
+        gap = False
+        for heard in log:
+            if heard.type == "gap":
+                gap = True
+            if heard.data.get("turn_id") != turn["turn_id"]:
+                continue
+            if heard.type == "text":
+                assert heard.id is not None
+                pieces.append((heard.id, str(heard.data["content"])))
+            elif heard.type == "discard":
+                pieces = [piece for piece in pieces if piece[0] <= heard.data["after"]]
+        text = "".join(content for _, content in pieces)
+        end = next((heard.data for heard in mine if heard.type in TERMINAL), None)
+        if text != turn["response"]:
+            self._violate(
+                "the log is the answer",
+                conversation,
+                f"turn {turn['turn_id']}: log {text!r}, record {_short(turn)}, gap {gap}",
+            )
+        if end is not None and (end["outcome"], end["response"]) != (
+            turn["outcome"],
+            turn["response"],
+        ):
+            self._violate(
+                "the log is the answer", conversation, f"end {end}, record {_short(turn)}"
+            )
+        if told is None:
+            return
+        announced = (told.outcome, told.response)
+        if told.outcome is not None and announced != (turn["outcome"], turn["response"]):
+            self._violate(
+                "what was announced stays",
+                conversation,
+                f"turn {turn['turn_id']}: announced {announced}, record {_short(turn)}",
+            )
+        told.outcome = str(turn["outcome"])
+
+    async def _turns(self, conversation: Conversation) -> Sequence[Mapping[str, Any]] | None:
+        """Return the turns of a conversation, all ended."""
+        path = f"{conversation.path}/turns"
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                while True:
+                    answer = await self._get(path)
+                    if answer.status != 200:
+                        self._violate(
+                            "a session stays until it is closed",
+                            conversation,
+                            f"{answer} (over: {conversation.over})",
+                        )
+                        return None
+                    turns = answer.body["turns"]
+                    if all(turn["phase"] == "ended" for turn in turns):
+                        break
+                    await asyncio.sleep(0.3)
+        except TimeoutError:
+            self._violate("every turn ends", conversation, f"not within {SETTLE_S:g} s")
+            return None
+        return [(await self._get(f"{path}/{turn['turn_id']}")).body for turn in turns]
+
+    async def _log(self, conversation: Conversation, turns: Sequence[str]) -> Sequence[Heard]:
+        """Return the whole log, up to the ends of these turns."""
+        missing, found = set(turns), list[Heard]()
+        try:
+            async with (
+                asyncio.timeout(15.0),
+                self._api.open("GET", f"{conversation.path}/events") as opened,
+            ):
+                self._record.answered(opened.answer.status, opened.answer.body, "the whole log")
+                if not missing:
+                    return found
+                async for heard in opened.events:
+                    found.append(heard)
+                    if heard.id is not None and heard.type not in ("gap", "text"):
+                        conversation.witness.hear(
+                            heard.id, json.dumps(dict(heard.data), sort_keys=True)
+                        )
+                    if heard.type in TERMINAL:
+                        missing.discard(str(heard.data["turn_id"]))
+                        if not missing:
+                            break
+        except (TimeoutError, Broken, Silent) as error:
+            self._violate(
+                "the log has every end", conversation, f"{type(error).__name__}, without {missing}"
+            )
+        return found
+
+    async def _of_context(self, talker: Talker, conversation: Conversation) -> None:
+        asked_at = time.monotonic()
+        answer = await talker.ask(conversation, "What did I say?")
+        if answer is None or answer.status != 200:
+            self._violate("a session goes on", conversation, f"asked in the end: {answer}")
+            return
+        self.contexts += 1
+        self._record.completed(conversation.session_id, asked_at)
+        known = set(_words(str(answer.body["response"])))
+        due = {told.word for told in conversation.told if told.outcome == "completed"}
+        if missing := sorted(due - known):
+            self._violate("contexts are whole", conversation, f"it does not know {missing}")
+
+    async def _close(self, session_id: str) -> None:
+        answer = await self._api.call("DELETE", f"/session/{session_id}")
+        self._record.answered(answer.status, answer.body, "DELETE")
+
+    async def _get(self, path: str) -> Answer:
+        answer = await self._api.call("GET", path)
+        self._record.answered(answer.status, answer.body, path)
+        return answer
+
+    def _violate(self, promise: str, conversation: Conversation, what: str) -> None:
+        self._record.violate(promise, f"{conversation.path}: {what}")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"Remember (\w+)\.", text)
+
+
+def _short(turn: Mapping[str, Any]) -> str:
+    return str({key: turn.get(key) for key in ("turn_id", "outcome", "error", "response")})

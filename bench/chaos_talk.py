@@ -1,0 +1,430 @@
+"""The clients of a run of `bench.chaos`: they talk, vanish, dawdle and come back.
+
+Each has one conversation after the other. With every prompt it tells a word that nobody else uses,
+so that in the end the model, which quotes what it was told, shows whether the context is whole,
+and whether any prompt was run twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.chaos_client import Answer, Api, Broken, Heard, Silent
+from bench.chaos_record import Reading, Record, Witness
+
+UPSTREAM: Mapping[str, str] = {
+    "upstream 429": "[[fail status=429 retry_after=0.1 times=1]]",
+    "upstream 500": "[[fail status=500 times=1]]",
+    "upstream 529": "[[fail status=529 times=1]]",
+    "upstream 529 in mid-stream": "[[fail status=529 after=4 times=1]]",
+    "upstream 401": "[[fail status=401]]",
+    "upstream 529 for ever": "[[fail status=529]]",
+    "upstream cut": "[[cut after=4 times=1]]",
+    "upstream silent for a while": "[[hang before ms=1500 times=1]]",
+    "upstream hangs": "[[hang before]]",
+    "upstream hangs in mid-stream": "[[hang mid after=4]]",
+}
+"""What goes wrong behind Claude Code, and the directive that asks for it."""
+
+MANNERS = (
+    "client vanishes and comes back",
+    "client reads slowly",
+    "client does not wait for its answer",
+    "client interrupts",
+    "client asks twice at once",
+)
+"""What clients do that they need not."""
+
+TURN_S = 60.0
+"""Seconds within which a turn must be seen to end, whatever happens."""
+
+REFUSALS = frozenset({409, 429, 502, 503, 504, 507})
+"""Answers that say no, or that a turn failed, in the way that the API has for it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Told:
+    """One prompt, and what was heard of it.
+
+    Attributes:
+        word: What it told.
+        turn_id: Its turn, once it was acknowledged.
+        outcome: How its client heard that it ended.
+        response: The text that came with that.
+    """
+
+    word: str
+    turn_id: str | None = None
+    outcome: str | None = None
+    response: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Conversation:
+    """One session, as its client knows it.
+
+    Attributes:
+        session_id: Its id.
+        witness: Of everything that was said of it.
+        told: What it was told, in order.
+        over: Why it takes no more, if it does not.
+    """
+
+    session_id: str
+    witness: Witness
+    told: list[Told] = field(default_factory=list[Told])
+    over: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return f"/session/{self.session_id}"
+
+
+class Bag:
+    """Draws kinds by chance, yet each as often as the others."""
+
+    def __init__(self, kinds: Sequence[str], chance: random.Random) -> None:
+        self._kinds = tuple(kinds)
+        self._chance = chance
+        self._left: list[str] = []
+
+    def draw(self) -> str:
+        """Return one."""
+        if not self._left:
+            self._left = list(self._kinds)
+            self._chance.shuffle(self._left)
+        return self._left.pop()
+
+
+class Talker:
+    """A client, with all its conversations.
+
+    Args:
+        name: Begins its words.
+        api: The server.
+        record: The run's.
+        upstream: Draws what the upstream does; shared by all.
+        manners: Draws what clients do; shared by all.
+        seed: Of its own choices.
+    """
+
+    def __init__(
+        self, name: str, api: Api, record: Record, upstream: Bag, manners: Bag, seed: str
+    ) -> None:
+        self.conversations: list[Conversation] = []
+        self._name = name
+        self._api = api
+        self._record = record
+        self._upstream = upstream
+        self._manners = manners
+        self._chance = random.Random(seed)
+        self._over = asyncio.Event()
+        self._words = 0
+
+    def stop(self) -> None:
+        """Begin no more turns."""
+        self._over.set()
+
+    async def talk(self) -> None:
+        """Have conversations until told to stop; the last turn is heard to its end."""
+        while not self._over.is_set():
+            conversation = await self._begin()
+            if conversation is None:
+                await self._pause(0.2, 0.5)
+                continue
+            self.conversations.append(conversation)
+            for _ in range(self._chance.randint(4, 14)):
+                if self._over.is_set() or conversation.over:
+                    break
+                await self._turn(conversation)
+                await self._pause(0.0, 0.3)
+                if self._chance.random() < 0.08:
+                    await self._pause(4.0, 6.0)  # long enough for it to be hibernated
+
+    async def ask(self, conversation: Conversation, prompt: str) -> Answer | None:
+        """Ask without a stream, again and again while the server is away; None: in vain."""
+        for _ in range(40):
+            try:
+                answer = await self._api.call(
+                    "POST", f"{conversation.path}/query", {"prompt": prompt}
+                )
+            except (Broken, Silent):
+                answer = None
+            if answer is not None:
+                self._record.answered(answer.status, answer.body, "a query")
+                if answer.status not in REFUSALS:
+                    return answer
+            await asyncio.sleep(0.25)
+        return None
+
+    # -- conversations ---------------------------------------------------------------------
+
+    async def _begin(self) -> Conversation | None:
+        try:
+            answer = await self._api.call("POST", "/session/start", {})
+        except Broken:
+            return None
+        except Silent:
+            self._record.violate("everybody is answered", "POST /session/start was not")
+            return None
+        self._record.answered(answer.status, answer.body, "POST /session/start")
+        if answer.status != 200:
+            self._expect(answer, "POST /session/start", REFUSALS)
+            return None
+        session_id = str(answer.body["session_id"])
+        return Conversation(session_id=session_id, witness=Witness(self._record, session_id))
+
+    async def _turn(self, conversation: Conversation) -> None:
+        told, prompt = self._prompt(conversation)
+        manner = self._manners.draw() if self._chance.random() < 0.5 else ""
+        if manner:
+            self._record.inject(manner, conversation.session_id)
+        try:
+            async with asyncio.timeout(TURN_S):
+                if manner == "client does not wait for its answer":
+                    await self._leave(conversation, told, prompt)
+                elif manner == "client asks twice at once":
+                    other, further = self._prompt(conversation)
+                    await asyncio.gather(
+                        self._stream(conversation, told, prompt),
+                        self._stream(conversation, other, further),
+                    )
+                elif not manner and self._chance.random() < 0.3:
+                    await self._wait(conversation, told, prompt)
+                else:
+                    await self._stream(conversation, told, prompt, manner)
+        except TimeoutError:
+            self._record.violate(
+                "every turn is seen to end",
+                f"session {conversation.session_id}, turn {told.turn_id}: not in {TURN_S:g} s",
+            )
+            self._finish(conversation, "it hangs")
+
+    def _prompt(self, conversation: Conversation) -> tuple[Told, str]:
+        self._words += 1
+        told = Told(word=f"{self._name}x{self._words}")
+        conversation.told.append(told)
+        tokens, delay_ms = self._chance.randint(5, 40), self._chance.choice((5, 20, 40))
+        fault = ""
+        if self._chance.random() < 0.3:
+            kind = self._upstream.draw()
+            self._record.inject(kind, conversation.session_id)
+            fault = UPSTREAM[kind]
+        blocks = "[[say First this.]]" if self._chance.random() < 0.3 else ""
+        pace = f"[[slow tokens={tokens} delay_ms={delay_ms}]]"
+        return told, f"Remember {told.word}. {blocks}{pace}{fault}"
+
+    async def _wait(self, conversation: Conversation, told: Told, prompt: str) -> None:
+        """Ask without a stream."""
+        began = time.monotonic()
+        body = {"prompt": prompt}
+        try:
+            answer = await self._api.call("POST", f"{conversation.path}/query", body)
+        except Broken:
+            await self._pause(0.3, 0.8)
+            return
+        except Silent:
+            self._record.violate("everybody is answered", f"{conversation.path}/query was not")
+            return
+        self._note(conversation, answer, "a query")
+        if "turn_id" in answer.body:
+            told.turn_id = str(answer.body["turn_id"])
+        if answer.status == 200:
+            told.outcome = str(answer.body["outcome"])
+            told.response = str(answer.body["response"])
+            self._completed(conversation, told, began)
+
+    async def _leave(self, conversation: Conversation, told: Told, prompt: str) -> None:
+        """Ask, and be gone before there is an answer."""
+        try:
+            async with asyncio.timeout(self._chance.uniform(0.02, 0.6)):
+                await self._wait(conversation, told, prompt)
+        except TimeoutError:
+            pass
+
+    async def _stream(
+        self, conversation: Conversation, told: Told, prompt: str, manner: str = ""
+    ) -> None:
+        """Ask with a stream, and come back until the turn has ended."""
+        began = time.monotonic()
+        reading = Reading(conversation.witness)
+        body = {"prompt": prompt, "stream": True}
+        slow = manner == "client reads slowly"
+        try:
+            async with self._api.open(
+                "POST", f"{conversation.path}/query", body, narrow=slow
+            ) as opened:
+                self._note(conversation, opened.answer, "a query with a stream")
+                if opened.answer.status != 200:
+                    return
+                await self._read(conversation, reading, opened.events, told, manner)
+        except Broken:
+            pass
+        except Silent:
+            self._record.violate("streams show that they live", f"{conversation.path}/query")
+        if not reading.turn_id:
+            await self._pause(0.3, 0.8)
+        else:
+            await self._follow(conversation, reading)
+            self._check(conversation, reading, told)
+            if reading.end is not None and self._chance.random() < 0.4:
+                await self._read_again(conversation, reading)
+            self._completed(conversation, told, began)
+
+    async def _read(
+        self,
+        conversation: Conversation,
+        reading: Reading,
+        heard: AsyncIterator[Heard],
+        told: Told,
+        manner: str,
+    ) -> None:
+        """Read a stream, in one manner or another."""
+        until = self._chance.randint(1, 12)
+        count = 0
+        async for one in heard:
+            reading.take(one)
+            told.turn_id = reading.turn_id or told.turn_id
+            count += 1
+            if manner == "client reads slowly":
+                await asyncio.sleep(self._chance.uniform(0.02, 0.15))
+            if count == until and reading.end is None:
+                if manner == "client vanishes and comes back":
+                    return
+                if manner == "client interrupts":
+                    answer = await self._api.call("POST", f"{conversation.path}/interrupt", {})
+                    self._note(conversation, answer, "an interrupt")
+
+    async def _follow(self, conversation: Conversation, reading: Reading) -> None:
+        """Come back until the turn's end was read."""
+        while reading.end is None:
+            await self._pause(0.0, 0.4)
+            try:
+                async with self._come_back(conversation, reading) as opened:
+                    status = opened.answer.status
+                    self._note(conversation, opened.answer, "coming back")
+                    self._record.resumed += 1
+                    if status == 204:
+                        return  # nothing is left to read: the turn's record must know the end
+                    if status == 404:
+                        return
+                    if status == 400:
+                        self._record.violate(
+                            "an id that was sent can be come back with",
+                            f"{conversation.path}, {reading.last_id}: {opened.answer.body}",
+                        )
+                        return
+                    await self._read_on(reading, opened.events)
+            except Broken:
+                continue
+            except Silent:
+                self._record.violate("streams show that they live", f"{conversation.path}/events")
+
+    async def _read_on(self, reading: Reading, heard: AsyncIterator[Heard]) -> None:
+        """Read to the turn's end, or hang up before."""
+        until = self._chance.randint(1, 40) if self._chance.random() < 0.3 else 0
+        async for one in heard:
+            reading.take(one)
+            until -= 1
+            if reading.end is not None or until == 0:
+                return
+
+    def _come_back(self, conversation: Conversation, reading: Reading) -> Any:
+        path = f"{conversation.path}/events"
+        if self._chance.random() < 0.5:
+            return self._api.open("GET", f"{path}?after={reading.last_id}")
+        return self._api.open("GET", path, headers={"last-event-id": str(reading.last_id)})
+
+    async def _read_again(self, conversation: Conversation, reading: Reading) -> None:
+        """Read a turn that has ended from one of its ids on: nothing may be otherwise."""
+        if len(reading.ids) < 2 or reading.gap:
+            return
+        again = reading.again_from(self._chance.choice(reading.ids[:-1]))
+        begun_at = again.last_id
+        try:
+            async with self._come_back(conversation, again) as opened:
+                self._note(conversation, opened.answer, "reading again")
+                if opened.answer.status != 200:
+                    return
+                async for heard in opened.events:
+                    again.take(heard)
+                    if again.end is not None:
+                        break
+        except Broken:
+            return
+        except Silent:
+            self._record.violate("streams show that they live", f"{conversation.path}/events")
+            return
+        if not again.gap and (again.end, again.raw) != (reading.end, reading.raw):
+            self._record.violate(
+                "reading again gives the same",
+                f"{conversation.path}, turn {reading.turn_id}, from {begun_at}: "
+                f"{again.raw[-80:]!r} {again.end} and before {reading.raw[-80:]!r} {reading.end}",
+            )
+
+    # -- what is found ---------------------------------------------------------------------
+
+    def _check(self, conversation: Conversation, reading: Reading, told: Told) -> None:
+        """Compare what was read with the answer that the end gave."""
+        if reading.gap:
+            self._record.gaps += 1
+        if reading.end is None:
+            return
+        told.outcome = str(reading.end["outcome"])
+        told.response = str(reading.end["response"])
+        if not reading.gap and reading.text != told.response:
+            self._record.violate(
+                "text less discard is the answer",
+                f"{conversation.path}, turn {reading.turn_id} ({told.outcome}): read "
+                f"{reading.text!r}, answered {told.response!r}",
+            )
+        if reading.end.get("code") == "internal":
+            self._record.violate(
+                "no turn ends by our mistake",
+                f"{conversation.path}, turn {reading.turn_id}: {reading.end['message']}",
+            )
+
+    def _completed(self, conversation: Conversation, told: Told, began: float) -> None:
+        if told.outcome is not None:
+            self._record.outcomes[told.outcome] = self._record.outcomes.get(told.outcome, 0) + 1
+        if told.outcome == "completed":
+            self._record.completed(conversation.session_id, began)
+
+    def _note(self, conversation: Conversation, answer: Answer, to: str) -> None:
+        """Take note of a status; nobody closes a session here, so none may be closed or gone."""
+        self._record.answered(answer.status, answer.body, to)
+        code = answer.body.get("code")
+        if answer.status == 404:
+            self._record.violate(
+                "a session stays until it is closed", f"{conversation.path}: {answer.body}"
+            )
+            self._finish(conversation, "it is gone")
+        elif code in ("session_closed", "closed"):
+            self._record.violate(
+                "a session stays until it is closed", f"{conversation.path}: {answer.body}"
+            )
+            self._finish(conversation, f"{code}: {answer.body.get('detail')}")
+        elif code == "session_failed":
+            self._finish(conversation, f"{code}: {answer.body.get('detail')}")
+
+    def _finish(self, conversation: Conversation, why: str) -> None:
+        conversation.over = conversation.over or why
+        self._record.ended(conversation.session_id)
+
+    def _expect(self, answer: Answer, to: str, allowed: frozenset[int]) -> None:
+        if answer.status not in allowed and answer.status != 500:
+            self._record.violate("answers are those of the API", f"{to}: {answer}")
+
+    async def _pause(self, least: float, most: float) -> None:
+        seconds = self._chance.uniform(least, most)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        except TimeoutError:
+            pass
