@@ -6,43 +6,59 @@ the model never saw; the answer of one that runs is not there before its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from session_http.problems import FieldError, InvalidRequest
 from session_http.schemas import Message, Role
-from session_supervisor import Origin, TurnRecord
+from session_supervisor import Origin, Session, TurnRecord
+from session_supervisor.errors import TurnNotFound
 
 
-def messages_of(turns: Iterable[TurnRecord]) -> list[Message]:
-    """Return the messages of a session's turns."""
-    # Turns end in the order in which they ran, and only the newest can be under way.
-    told = [turn for turn in turns if turn.started_at is not None]
-    told.sort(key=lambda turn: (turn.last_seq is None, turn.last_seq or turn.first_seq))
-    return [message for turn in told for message in _messages(turn)]
-
-
-def page_of(
-    messages: list[Message], *, after: str | None, limit: int
+async def page_of(
+    session: Session, *, after: str | None, limit: int
 ) -> tuple[tuple[Message, ...], bool]:
-    """Return some of the messages, and whether there are more.
+    """Return some of a session's messages, and whether there are more.
+
+    Only the turns that they are of are read.
 
     Args:
-        messages: All of them.
+        session: Whose messages.
         after: Id of the last one that the caller had; None: none.
         limit: How many at most.
 
     Raises:
         InvalidRequest: There is no such message.
     """
-    begin = 0
+    before: list[Message] = []
+    seq = 0
     if after is not None:
-        ids = [message.id for message in messages]
+        turn = await _turn_of(session, after)
+        ids = [message.id for message in _messages(turn)]
         if after not in ids:
-            problem = "must be the id of a message of this session that is still kept"
-            raise InvalidRequest([FieldError(field="after", message=problem)])
-        begin = ids.index(after) + 1
-    page = messages[begin : begin + limit]
-    return tuple(page), begin + limit < len(messages)
+            raise _unknown()
+        before = list(_messages(turn))[ids.index(after) + 1 :]
+        if turn.last_seq is None:  # it runs, and nothing comes after it
+            return tuple(before), False
+        seq = turn.last_seq
+    # Each turn has a message at least, but one that the agent began and that runs.
+    turns = await session.told(after=seq, limit=limit + 1)
+    found = [*before, *(message for turn in turns for message in _messages(turn))]
+    return tuple(found[:limit]), len(found) > limit
+
+
+async def _turn_of(session: Session, message_id: str) -> TurnRecord:
+    try:
+        turn = (await session.turn(message_id.rpartition(".")[0])).record()
+    except TurnNotFound:
+        raise _unknown() from None
+    if turn.started_at is None:
+        raise _unknown()
+    return turn
+
+
+def _unknown() -> InvalidRequest:
+    problem = "must be the id of a message of this session that is still kept"
+    return InvalidRequest([FieldError(field="after", message=problem)])
 
 
 def _messages(turn: TurnRecord) -> Iterator[Message]:

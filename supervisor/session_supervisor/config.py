@@ -60,8 +60,8 @@ class Watchdogs:
 class Retention:
     """How much of the past is kept.
 
-    What is dropped is always the oldest, and a reader that misses it is told. The bounds are
-    for each session; there is none on all together but that on their number.
+    What is dropped is always the oldest, and a reader that misses it is told. What is not ended is
+    never dropped.
 
     Attributes:
         events: Events of one session.
@@ -70,6 +70,13 @@ class Retention:
         turn_bytes: Size of the text in those turns.
         ended_s: How long a session that ended by itself stays readable, seconds.
         ended_sessions: Most such sessions.
+        closed_s: How long what a session said stays readable for its owner after it was closed,
+            seconds; 0: it is erased before that is acknowledged.
+        age_s: How long events and ended turns of any session are kept, and how long a session that
+            has ended is, seconds; None: as long as the other bounds allow.
+        state_bytes: Most that all sessions together take in the store, bytes; None: no limit. For
+            more, the oldest events and ended turns go, those of the sessions first that were used
+            least recently.
     """
 
     events: int = 50_000
@@ -78,6 +85,9 @@ class Retention:
     turn_bytes: int = 16 * 2**20
     ended_s: float = 3600.0
     ended_sessions: int = 1_000
+    closed_s: float = 0.0
+    age_s: float | None = None
+    state_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,11 @@ class Window:
         """Number of the oldest event held, None without any."""
         return self._events[self._head].seq if len(self) else None
 
+    @property
+    def last_seq(self) -> int:
+        """Number of the newest event held, 0 without any."""
+        return self._events[-1].seq if len(self) else 0
+
     def extend(self, events: Iterable[Event]) -> None:
         """Add events, which must follow on, and drop the oldest that are too many."""
         for event in events:
@@ -47,10 +52,14 @@ class Window:
         while len(self) > 1 and (len(self) > self._max_events or self._weight > self._max_weight):
             self._weight -= weight(self._events[self._head])
             self._head += 1
-        # Dropping from the front of a list costs its length: do it once for many.
-        if self._head > 64 and self._head * 2 > len(self._events):
-            del self._events[: self._head]
-            self._head = 0
+        self._tidy()
+
+    def drop(self, through: int) -> None:
+        """Drop events up to a number; the newest one is held in any case."""
+        while len(self) > 1 and self._events[self._head].seq <= through:
+            self._weight -= weight(self._events[self._head])
+            self._head += 1
+        self._tidy()
 
     def read(self, *, after: int, limit: int) -> tuple[Event, ...]:
         """Return up to `limit` held events with numbers greater than `after`, in order."""
@@ -58,3 +67,9 @@ class Window:
             return ()
         start = self._head + max(0, after + 1 - self._events[self._head].seq)
         return tuple(self._events[start : start + limit])
+
+    def _tidy(self) -> None:
+        # Dropping from the front of a list costs its length: do it once for many.
+        if self._head > 64 and self._head * 2 > len(self._events):
+            del self._events[: self._head]
+            self._head = 0

@@ -7,7 +7,9 @@ finds a conversation again by the directory that it was held in.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +42,11 @@ class Workspaces(Protocol):
         ...
 
     async def release(self, directory: Path) -> None:
-        """Remove a directory with all that is in it; nothing happens if it is gone."""
+        """Remove a directory with all that is in it; nothing happens if it is gone.
+
+        Raises:
+            OSError: Something of it is still there.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -97,7 +103,11 @@ class PrivateDirectories:
 
     async def release(self, directory: Path) -> None:
         """See `Workspaces.release`."""
-        await anyio.to_thread.run_sync(_remove, directory)
+        try:
+            await anyio.to_thread.run_sync(_remove, directory)
+        except OSError:
+            logger.exception("the directory %s could not be removed", directory)
+            raise
 
     async def aclose(self) -> None:
         """See `Workspaces.aclose`."""
@@ -108,7 +118,8 @@ class PrivateDirectories:
             with suppress(OSError):  # it is not empty
                 root.rmdir()
         else:
-            await anyio.to_thread.run_sync(_remove, root)
+            with suppress(OSError):  # temporary: the system removes it, some day
+                await anyio.to_thread.run_sync(_remove, root)
 
 
 def _make_again(directory: Path) -> bool:
@@ -119,4 +130,22 @@ def _make_again(directory: Path) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    """Remove a directory, also where what ran in it has taken our right to.
+
+    Raises:
+        OSError: Something of it is still there.
+    """
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        if not os.path.lexists(directory):
+            return
+    except OSError:
+        pass
+    else:
+        return
+    for path, _, _ in os.walk(directory):  # from above, so that it finds what is below
+        with suppress(OSError):
+            os.chmod(path, stat.S_IRWXU)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory)

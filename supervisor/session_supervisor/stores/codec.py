@@ -8,13 +8,14 @@ every place in the middle of an answer, can be had again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Discriminator, TypeAdapter
 
+from session_supervisor.errors import Spoiled
 from session_supervisor.events import Body, Event, Text, Thinking, weight
 from session_supervisor.results import TurnRecord
 from session_supervisor.stores.records import Claim, SessionRecord
@@ -39,8 +40,12 @@ def encode_session(record: SessionRecord) -> bytes:
 
 
 def decode_session(raw: bytes) -> SessionRecord:
-    """Return the session that was encoded."""
-    return _sessions.validate_python(json.loads(raw))
+    """Return the session that was encoded.
+
+    Raises:
+        Spoiled: Nothing like it was.
+    """
+    return _decoded(raw, "A session", lambda fields: _sessions.validate_python(fields))
 
 
 def encode_turn(record: TurnRecord) -> bytes:
@@ -52,8 +57,12 @@ def encode_turn(record: TurnRecord) -> bytes:
 
 
 def decode_turn(raw: bytes) -> TurnRecord:
-    """Return the turn that was encoded."""
-    record = _turns.validate_python(json.loads(raw))
+    """Return the turn that was encoded.
+
+    Raises:
+        Spoiled: Nothing like it was.
+    """
+    record = _decoded(raw, "A turn", lambda fields: _turns.validate_python(fields))
     return record if record.result is None else replace(record, text=record.result.text)
 
 
@@ -63,8 +72,12 @@ def encode_claim(record: Claim) -> bytes:
 
 
 def decode_claim(raw: bytes) -> Claim:
-    """Return the claim that was encoded."""
-    return _claims.validate_python(json.loads(raw))
+    """Return the claim that was encoded.
+
+    Raises:
+        Spoiled: Nothing like it was.
+    """
+    return _decoded(raw, "A key for work", lambda fields: _claims.validate_python(fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +89,14 @@ class Run:
         last_seq: Number of the last.
         weight: What they weigh against a retention, as `events.weight` counts.
         record: They themselves.
+        at: When the last of them happened, as `stamp` counts.
     """
 
     first_seq: int
     last_seq: int
     weight: int
     record: bytes
+    at: int
 
 
 @dataclass(slots=True)
@@ -147,13 +162,13 @@ def runs_of(events: Sequence[Event], *, last: Run | None = None) -> Iterator[Run
             weighed += weight(events[at])
             at += 1
         if at:
-            yield Run(start, events[at - 1].seq, weighed, pieces.dumped())
+            yield Run(start, events[at - 1].seq, weighed, pieces.dumped(), pieces.ends[-1])
     while at < len(events):
         first = events[at]
         at += 1
         body = first.body
         if not isinstance(body, (Text, Thinking)):
-            yield Run(first.seq, first.seq, weight(first), _single(first))
+            yield Run(first.seq, first.seq, weight(first), _single(first), stamp(first.at))
             continue
         pieces, weighed = _Pieces(body.type, first.turn_id, [], [], 0), weight(first)
         pieces.take(first)
@@ -161,7 +176,7 @@ def runs_of(events: Sequence[Event], *, last: Run | None = None) -> Iterator[Run
             pieces.take(events[at])
             weighed += weight(events[at])
             at += 1
-        yield Run(first.seq, events[at - 1].seq, weighed, pieces.dumped())
+        yield Run(first.seq, events[at - 1].seq, weighed, pieces.dumped(), pieces.ends[-1])
 
 
 def events_of(first_seq: int, record: bytes) -> list[Event]:
@@ -170,8 +185,14 @@ def events_of(first_seq: int, record: bytes) -> list[Event]:
     Args:
         first_seq: Number of the first.
         record: The row.
+
+    Raises:
+        Spoiled: It is no such row.
     """
-    raw = json.loads(record)
+    return _decoded(record, f"Event {first_seq}", lambda raw: _events_of(first_seq, raw))
+
+
+def _events_of(first_seq: int, raw: Any) -> list[Event]:
     turn_id = raw["turn"]
     if "pieces" not in raw:
         return [Event(first_seq, turn_id, _time(raw["at"]), _bodies.validate_python(raw["body"]))]
@@ -195,7 +216,13 @@ def _reopened(record: bytes) -> _Pieces | None:
     """Return a row that grows on, or None if it holds no text."""
     if not record.startswith(b'{"type":'):
         return None
-    raw = json.loads(record)
+    try:
+        return _decoded(record, "The last event", _pieces_of)
+    except Spoiled:  # what comes has a row of its own, and can be read
+        return None
+
+
+def _pieces_of(raw: Any) -> _Pieces:
     return _Pieces(raw["type"], raw["turn"], [raw["text"]], raw["pieces"], len(raw["text"]))
 
 
@@ -206,6 +233,14 @@ def _single(event: Event) -> bytes:
 
 def _time(at: int) -> datetime:
     return _EPOCH + at * _MICROSECOND
+
+
+def _decoded(raw: bytes, what: str, make: Callable[[Any], T]) -> T:
+    try:
+        return make(json.loads(raw))
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        # Its words, which would be logged, could quote what somebody said.
+        raise Spoiled(what, type(error).__name__) from None
 
 
 def _dumped(value: object) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from session_supervisor.config import Retention
 from session_supervisor.errors import (
@@ -16,6 +16,7 @@ from session_supervisor.errors import (
 )
 from session_supervisor.events import Event
 from session_supervisor.results import Phase, TurnRecord
+from session_supervisor.stores.port import JUST_ENDED_S
 from session_supervisor.stores.records import Batch, Claim, Found, Lease, SessionRecord
 from session_supervisor.window import Window
 
@@ -31,11 +32,16 @@ class _Kept:
     turns: dict[str, TurnRecord] = field(default_factory=dict[str, TurnRecord])
 
 
+def _size_of(kept: _Kept) -> int:
+    turns = sum(len(turn.prompt) + len(turn.text) for turn in kept.turns.values())
+    return turns + sum(window.weight for window in kept.windows)
+
+
 class MemoryStore:
     """Keeps sessions in memory, and of each one the newest events and turns.
 
     Args:
-        retention: How many events and turns, and how much text, to keep of each session.
+        retention: What to keep of each session, and of all together.
     """
 
     def __init__(self, retention: Retention | None = None) -> None:
@@ -120,6 +126,17 @@ class MemoryStore:
         kept = self._kept.get(session_id)
         return [] if kept is None else list(kept.turns.values())
 
+    async def told(self, session_id: str, *, after: int, limit: int) -> Sequence[TurnRecord]:
+        """See `Store.told`."""
+        kept = self._kept.get(session_id)
+        ends = [
+            (turn.last_seq, turn)
+            for turn in (() if kept is None else kept.turns.values())
+            if turn.phase is Phase.ENDED and turn.started_at is not None
+        ]
+        found = [(seq, turn) for seq, turn in ends if seq is not None and seq > after]
+        return [turn for _, turn in sorted(found, key=lambda one: one[0])[:limit]]
+
     async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
         """See `Store.claim`."""
         claim = self._claims.get((owner, key))
@@ -132,6 +149,21 @@ class MemoryStore:
             return
         for key in [key for key, claim in self._claims.items() if claim.session_id == session_id]:
             del self._claims[key]
+
+    async def trim(self, *, now: datetime) -> bool:
+        """See `Store.trim`. What counts is the text in events, prompts and answers."""
+        age_s, most = self._retention.age_s, self._retention.state_bytes
+        if age_s is not None:
+            limit = now - timedelta(seconds=age_s)
+            for kept in self._kept.values():
+                self._drop_oldest(kept, until=limit)
+        if most is not None:
+            limit = now - timedelta(seconds=JUST_ENDED_S)
+            size = sum(map(_size_of, self._kept.values()))
+            for kept in sorted(self._kept.values(), key=lambda kept: kept.record.active_at):
+                while size > most and (freed := self._drop_oldest(kept, until=limit, turns=1)):
+                    size -= freed
+        return False
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""
@@ -157,6 +189,37 @@ class MemoryStore:
             total += len(turn.prompt) + len(turn.text)
             if newer and (newer >= self._retention.turns or total > self._retention.turn_bytes):
                 del kept.turns[turn.turn_id]
+
+    def _drop_oldest(self, kept: _Kept, *, until: datetime, turns: int | None = None) -> int:
+        """Drop the oldest that ended by a time; return how much that was.
+
+        Args:
+            kept: Of what.
+            until: The time.
+            turns: How many turns at most, each with its events; None: all, and other events.
+        """
+        before = _size_of(kept)
+        old = [
+            turn
+            for turn in kept.turns.values()
+            if turn.phase is Phase.ENDED and (turn.ended_at is None or turn.ended_at <= until)
+        ]
+        through = 0
+        for turn in old[:turns]:
+            del kept.turns[turn.turn_id]
+            through = max(through, turn.last_seq or 0)
+        if turns is None or not old:
+            for window in kept.windows:
+                for event in window.read(after=through, limit=len(window)):
+                    if event.at > until:
+                        break
+                    through = event.seq
+        needed = [turn.first_seq for turn in kept.turns.values() if turn.phase is not Phase.ENDED]
+        through = min(through, *(seq - 1 for seq in needed)) if needed else through
+        while len(kept.windows) > 1 and kept.windows[0].last_seq <= through:
+            del kept.windows[0]
+        kept.windows[0].drop(through)
+        return before - _size_of(kept)
 
     def _check_claims(self, claims: Sequence[Claim]) -> None:
         for claim in claims:

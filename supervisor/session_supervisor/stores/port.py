@@ -18,7 +18,17 @@ from typing import Protocol
 
 from session_supervisor.events import Event
 from session_supervisor.results import TurnRecord
-from session_supervisor.stores.records import Batch, Claim, Found, Lease, SessionRecord
+from session_supervisor.stores.records import (
+    Batch,
+    Claim,
+    Damaged,
+    Found,
+    Lease,
+    SessionRecord,
+)
+
+JUST_ENDED_S = 60.0
+"""Seconds for which a turn that has ended stays, however much there is: somebody waits for it."""
 
 
 class Store(Protocol):
@@ -50,8 +60,11 @@ class Store(Protocol):
         """
         ...
 
-    async def take_over(self) -> Sequence[Found]:
-        """Become the only writer of every session that is kept; oldest first."""
+    async def take_over(self) -> Sequence[Found | Damaged]:
+        """Become the only writer of every session that is kept; oldest first.
+
+        One that is damaged is told of, and takes no other with it.
+        """
         ...
 
     async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
@@ -84,6 +97,9 @@ class Store(Protocol):
             The first events still kept whose number is greater than `after`, up to the next hole;
             empty at the end of the log and for an unknown session. The first number is greater
             than `after + 1` where events before it are lost, or retention has dropped them.
+
+        Raises:
+            Spoiled: Some of them are damaged.
         """
         ...
 
@@ -93,6 +109,16 @@ class Store(Protocol):
 
     async def turns(self, session_id: str) -> Sequence[TurnRecord]:
         """Return every turn of a session that is kept, in the order of their first commit."""
+        ...
+
+    async def told(self, session_id: str, *, after: int, limit: int) -> Sequence[TurnRecord]:
+        """Return turns that an agent was handed and that have ended, in the order of their ends.
+
+        Args:
+            session_id: Whose turns.
+            after: Number of an event: only turns whose last one came later.
+            limit: Most turns to return.
+        """
         ...
 
     async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
@@ -112,6 +138,20 @@ class Store(Protocol):
             session_id: Which.
             claims: Whether the keys for its work may be used for other work: there was none. Else
                 they go on until they expire, so that a late retry does not do the work again.
+        """
+        ...
+
+    async def trim(self, *, now: datetime) -> bool:
+        """Drop some of what is too old, or too much for all sessions together.
+
+        It takes no longer than a few commits do. Nothing goes of a turn that has not ended, and
+        always the newest event of a log stays, by which readers learn that others are gone.
+
+        Args:
+            now: What time it is.
+
+        Returns:
+            Whether there is more to drop: then it is to be called again, a little later.
         """
         ...
 

@@ -34,6 +34,7 @@ class SessionRecord:
             baseline from which the next turn counts.
         title: What its owner calls it.
         metadata: What its owner notes about it.
+        deleted_at: When its owner closed it, UTC, if that has happened and it is still to be read.
     """
 
     session_id: str
@@ -52,6 +53,7 @@ class SessionRecord:
     conversation_cost_usd: float = 0.0
     title: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +126,18 @@ class Found:
     session: SessionRecord
     lease: Lease
     open_turns: Sequence[TurnRecord] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """A session that somebody left, and nobody can go on with.
+
+    Attributes:
+        session_id: Which.
+        session: As it was stored last; None: just that is damaged.
+        reason: What is wrong with it.
+    """
+
+    session_id: str
+    session: SessionRecord | None
+    reason: str

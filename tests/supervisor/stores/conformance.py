@@ -21,7 +21,7 @@ from session_supervisor.lifecycle import State
 from session_supervisor.results import Accounting, Origin, Outcome, Phase, TurnRecord, TurnResult
 from session_supervisor.spec import SessionKind, SessionSpec
 from session_supervisor.stores.port import Store
-from session_supervisor.stores.records import Batch, Claim, SessionRecord
+from session_supervisor.stores.records import Batch, Claim, Found, SessionRecord
 
 AT = datetime(2026, 1, 1, 12, 30, 15, 123457, tzinfo=UTC)
 
@@ -152,7 +152,7 @@ class StoreConformance:
         await store.erase("a")
         assert list(await store.read("a", after=0, limit=10)) == []
         assert list(await store.read("b", after=0, limit=10)) == run_of(1, 1)
-        assert [one.session.session_id for one in await store.take_over()] == ["b"]
+        assert [one.session.session_id for one in await take_over(store)] == ["b"]
 
     async def test_an_older_fence_cannot_write(self, store: Store) -> None:
         old = await store.create(session())
@@ -214,7 +214,7 @@ class StoreConformance:
             reserve=9,
         )
         await store.commit("b", fence=first.fence, expected_seq=0, batch=batch)
-        b, a = await store.take_over()
+        b, a = await take_over(store)
         assert b.session == session("b")
         assert b.lease.last_seq == 10
         assert list(b.open_turns) == [turn("t2", Phase.RUNNING), turn("t3")]
@@ -241,7 +241,7 @@ class StoreConformance:
         )
         batch = Batch(session=changed)
         await store.commit("b", fence=lease.fence, expected_seq=0, batch=batch)
-        assert [found.session for found in await store.take_over()] == [changed, second]
+        assert [found.session for found in await take_over(store)] == [changed, second]
 
     async def test_a_session_is_created_once(self, store: Store) -> None:
         await store.create(session())
@@ -280,7 +280,7 @@ class StoreConformance:
         assert await store.claim("bob", "k", now=AT) is None
         with pytest.raises(ClaimTaken):
             await store.create(session("b"), claims=[claim("k", session_id="b")])
-        assert [one.session.session_id for one in await store.take_over()] == ["a"]
+        assert [one.session.session_id for one in await take_over(store)] == ["a"]
         await store.create(session("b"), claims=[claim("k", owner="bob", session_id="b")])
 
     async def test_a_key_outlives_its_session_until_it_expires(self, store: Store) -> None:
@@ -338,3 +338,106 @@ class StoreConformance:
         await end("e", 1000)
         assert await kept() == ["e"]
         await store.aclose()
+
+    # -- what ended, and what is dropped of all --------------------------------------------------
+
+    async def test_turns_are_told_in_the_order_of_their_ends(self, store: Store) -> None:
+        lease = await store.create(session())
+        waited, began, taken_out, running = (
+            ended("waited", last_seq=9),
+            ended("began", last_seq=7),
+            replace(ended("taken-out", last_seq=8), started_at=None),
+            replace(turn("running", Phase.RUNNING), started_at=AT),
+        )
+        batch = Batch(turns=[waited, began, taken_out, running])
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        assert list(await store.told("a", after=0, limit=9)) == [began, waited]
+        assert list(await store.told("a", after=0, limit=1)) == [began]
+        assert list(await store.told("a", after=7, limit=9)) == [waited]
+        assert list(await store.told("a", after=9, limit=9)) == []
+        assert list(await store.told("b", after=0, limit=9)) == []
+
+    async def test_what_is_old_goes_whoever_has_it_and_what_is_open_stays(self) -> None:
+        store = await self.make_store(Retention(age_s=3600.0))
+        for name in ("a", "b"):
+            await talk(store, name, turns=3, hours=1)
+        lease = await store.create(session("open"))
+        opened = replace(turn("open", Phase.RUNNING), started_at=AT)
+        batch = Batch(events=run_of(1, 9), turns=[opened])
+        await store.commit("open", fence=lease.fence, expected_seq=0, batch=batch)
+        await trim(store, hours=2.5)
+        for name in ("a", "b"):
+            assert [one.turn_id for one in await store.turns(name)] == ["t2"]
+            assert [one.seq for one in await store.read(name, after=0, limit=99)] == [5, 6]
+        assert [one.turn_id for one in await store.turns("open")] == ["open"]
+        assert list(await store.read("open", after=0, limit=99)) == run_of(1, 9)
+        await trim(store, hours=100)
+        assert list(await store.turns("a")) == []
+        assert [one.seq for one in await store.read("a", after=0, limit=99)] == [6], "the newest"
+        assert len(await take_over(store)) == 3, "no session goes"
+        await store.aclose()
+
+    async def test_what_is_too_much_goes_from_who_was_used_least_recently(self) -> None:
+        size = 200_000
+        store = await self.make_store(Retention(state_bytes=11 * size // 2))
+        for name, hour in (("old", 2), ("older", 1), ("new", 3)):
+            await talk(store, name, turns=4, size=size // 2, active=hour)
+        await trim(store, hours=9)
+        kept = {
+            name: [one.turn_id for one in await store.turns(name)]
+            for name in ("old", "older", "new")
+        }
+        # An answer is kept twice: in its turn, and in its events.
+        assert kept["new"] == ["t0", "t1", "t2", "t3"]
+        assert kept["old"] == ["t3"]
+        assert kept["older"] == []
+        assert [one.seq for one in await store.read("older", after=0, limit=99)] == [8]
+        assert [one.seq for one in await store.read("new", after=0, limit=99)] == list(range(1, 9))
+        await store.aclose()
+
+    async def test_what_ended_just_now_stays_however_much_there_is(self) -> None:
+        store = await self.make_store(Retention(state_bytes=1))
+        await talk(store, "a", turns=2, hours=1)
+        await trim(store, hours=1.01)
+        assert [one.turn_id for one in await store.turns("a")] == ["t1"]
+        assert [one.seq for one in await store.read("a", after=0, limit=99)] == [3, 4]
+        await store.aclose()
+
+
+def ended(turn_id: str, *, last_seq: int, hours: float = 0, size: int = 1) -> TurnRecord:
+    at = AT + timedelta(hours=hours)
+    return replace(
+        turn(turn_id, Phase.ENDED, "y" * size), last_seq=last_seq, started_at=AT, ended_at=at
+    )
+
+
+async def talk(
+    store: Store, name: str, *, turns: int, hours: float = 0, size: int = 1, active: float = 0
+) -> None:
+    """Keep a session with ended turns of two events each, some hours apart."""
+    record = replace(session(name), active_at=AT + timedelta(hours=active))
+    lease = await store.create(record)
+    for n in range(turns):
+        at = AT + timedelta(hours=n * hours)
+        events = [
+            Event(2 * n + 1, f"t{n}", at, Text(content="y" * size)),
+            Event(2 * n + 2, f"t{n}", at, Discard(after=0)),
+        ]
+        one = ended(f"t{n}", last_seq=2 * n + 2, hours=n * hours, size=size)
+        batch = Batch(events=events, turns=[one], session=record)
+        await store.commit(name, fence=lease.fence, expected_seq=2 * n, batch=batch)
+
+
+async def trim(store: Store, *, hours: float) -> None:
+    for _ in range(1_000):
+        if not await store.trim(now=AT + timedelta(hours=hours)):
+            return
+    raise AssertionError("it has no end")
+
+
+async def take_over(store: Store) -> list[Found]:
+    """Take over sessions of which none is damaged."""
+    found = await store.take_over()
+    sound = [one for one in found if isinstance(one, Found)]
+    assert len(sound) == len(found)
+    return sound

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from session_supervisor.config import Retention
-from session_supervisor.errors import StoreError
+from session_supervisor.errors import Spoiled, StoreError
 from session_supervisor.events import Discard, Event, Text, Thinking, weight
+from session_supervisor.results import Phase
 from session_supervisor.stores import codec
 from session_supervisor.stores.port import Store
-from session_supervisor.stores.records import Batch
-from session_supervisor.stores.sqlite import SqliteStore
+from session_supervisor.stores.records import Batch, Damaged, Found
+from session_supervisor.stores.sqlite import SqliteStore, schema
+from session_supervisor.stores.sqlite.database import failure
 from tests.supervisor.stores.conformance import (
     AT,
     StoreConformance,
     add,
     claim,
+    ended,
     run_of,
     session,
+    take_over,
+    talk,
+    trim,
     turn,
 )
 
@@ -50,7 +57,7 @@ async def test_everything_is_there_for_the_next_one_who_opens_the_file(tmp_path:
     await first.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
     await first.aclose()
     second = SqliteStore(path)
-    (found,) = await second.take_over()
+    (found,) = await take_over(second)
     assert found.session == session()
     assert found.lease.last_seq == 13
     assert list(await second.turns("a")) == [turn("t")]
@@ -238,6 +245,15 @@ def test_a_long_answer_is_few_rows_of_bounded_size() -> None:
     assert all(len(run.record) < 3 * codec.LONGEST_RUN for run in rows)
 
 
+def test_a_disk_that_fails_is_told_with_what_to_look_at(tmp_path: Path) -> None:
+    """What SQLite says where it cannot make its index of the log, for want of room."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    assert "disk I/O error. Check that its disk is well, and has room." in str(
+        failure(error, tmp_path)
+    )
+
+
 def test_a_full_file_system_is_told(tmp_path: Path) -> None:
     """On a file system of its own, where this may be made."""
     mount = tmp_path / "small"
@@ -265,3 +281,139 @@ def test_a_full_file_system_is_told(tmp_path: Path) -> None:
         asyncio.run(fill())
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def files_hold(path: Path, text: bytes) -> list[str]:
+    """Return which files of a database have a text in them, used or not."""
+    return [one.name for one in path.parent.iterdir() if text in one.read_bytes()]
+
+
+@pytest.mark.anyio
+async def test_what_is_erased_is_nowhere_in_the_files(tmp_path: Path) -> None:
+    """Neither in pages that are free, nor in the log."""
+    path = tmp_path / "sessions.db"
+    store = SqliteStore(path)
+    for n in range(30):
+        await store.create(session(f"s{n}"))
+    for seq in range(1, 40):  # of all sessions in turn, so that they share pages
+        for n in range(30):
+            word = Text(content=f"canary-{n:02} " * (seq % 7) * (40 if seq % 11 == 0 else 1))
+            one = turn(f"t{seq // 5}", Phase.RUNNING, f"canary-{n:02} " * 9)
+            batch = Batch(events=[Event(seq, "turn", AT, word)], turns=[one])
+            await store.commit(f"s{n}", fence=1, expected_seq=seq - 1, batch=batch)
+    for n in range(0, 30, 2):
+        assert files_hold(path, b"canary-%02d" % n)
+        await store.erase(f"s{n}")
+        assert not files_hold(path, b"canary-%02d" % n)
+    for n in range(1, 30, 2):
+        assert len(await store.read(f"s{n}", after=0, limit=99)) == 39
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_what_was_dropped_is_given_back_in_steps_that_hold_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    store = SqliteStore(path, Retention(state_bytes=4 * 2**20))
+    for n in range(20):
+        await talk(store, f"s{n}", turns=4, size=200_000, active=n)
+    lease = await store.create(session("live"))
+    assert path.stat().st_size > 25 * 2**20
+    now = AT + timedelta(hours=1)
+    steps = 1
+    while await store.trim(now=now):
+        await add(store, lease.fence, steps - 1, run_of(steps, 1), to="live")
+        steps += 1
+    assert 50 < steps < 200
+    assert path.stat().st_size < 8 * 2**20
+    assert (path.parent / "sessions.db-wal").stat().st_size == 0
+    assert len(await store.turns("s19")) == 4
+    assert [one.seq for one in await store.read("s0", after=0, limit=99)] == [8]
+    assert len(await store.read("live", after=0, limit=999)) == steps - 1
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_an_operator_is_told_once_if_nothing_more_may_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqliteStore(tmp_path / "sessions.db", Retention(state_bytes=100_000))
+    lease = await store.create(session())
+    batch = Batch(events=[Event(1, "t", AT, Text(content="x" * 200_000))], turns=[turn("t")])
+    await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+    for _ in range(3):
+        await trim(store, hours=1)
+    (told,) = caplog.messages
+    assert "more than" in told
+    assert len(await store.turns("a")) == 1
+    await store.aclose()
+
+
+def spoil(path: Path, table: str, where: str) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE {table} SET record = CAST('{{\"type\":' AS BLOB) WHERE {where}")
+    db.close()
+
+
+@pytest.mark.anyio
+async def test_a_damaged_row_is_told_and_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    store = SqliteStore(path)
+    for name in ("a", "b", "c", "d"):
+        lease = await store.create(session(name), claims=[claim(name, session_id=name)])
+        batch = Batch(events=run_of(1, 2), turns=[turn("open"), ended("t", last_seq=2)])
+        await store.commit(name, fence=lease.fence, expected_seq=0, batch=batch)
+    spoil(path, "sessions", "session_id = 'a'")
+    spoil(path, "turns", "session_id = 'b'")
+    spoil(path, "runs", "session_id = 'c'")
+    spoil(path, "claims", "key = 'c'")
+    found = {
+        one.session_id if isinstance(one, Damaged) else one.session.session_id: one
+        for one in await store.take_over()
+    }
+    assert isinstance(a := found["a"], Damaged)
+    assert isinstance(b := found["b"], Damaged)
+    assert (a.session, b.session) == (None, session("b"))
+    assert "A turn is damaged" in b.reason
+    assert isinstance(found["c"], Found)
+    assert isinstance(found["d"], Found)
+    for reading in (
+        store.turn("b", "t"),
+        store.turns("b"),
+        store.told("b", after=0, limit=1),
+        store.read("c", after=0, limit=9),
+        store.claim("alice", "c", now=AT),
+    ):
+        with pytest.raises(Spoiled, match=r"is damaged in the store .*Restore a backup"):
+            await reading
+    for name in ("c", "d"):
+        await add(store, 2, 2, run_of(3, 1), to=name)
+    assert list(await store.read("c", after=2, limit=9)) == run_of(3, 1)
+    assert list(await store.read("d", after=0, limit=9)) == run_of(1, 3)
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_file_of_the_first_version_is_read_and_trimmed(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        db.executescript(f"{schema.MIGRATIONS[0]} PRAGMA user_version = 1;")
+        record = codec.encode_session(session())
+        db.execute("INSERT INTO sessions VALUES ('a', 1, 1, 4, 4, 4, 4, ?)", (record,))
+        db.execute("INSERT INTO sessions VALUES ('bad', 2, 1, 0, 0, 0, 0, x'ff00')")
+        for n in range(2):
+            one = ended(f"t{n}", last_seq=2 * n + 2, hours=n)
+            row = (n, one.turn_id, codec.encode_turn(one))
+            db.execute("INSERT INTO turns VALUES ('a', ?, ?, 1, 5, ?)", row)
+        events = [*run_of(1, 3), Event(4, "turn", AT + timedelta(hours=1), Discard(after=0))]
+        for run in codec.runs_of(events):
+            fields = (run.last_seq, run.first_seq, run.weight, run.record)
+            db.execute("INSERT INTO runs VALUES ('a', ?, ?, ?, ?)", fields)
+    db.close()
+    store = SqliteStore(path, Retention(age_s=3600.0))
+    assert [one.turn_id for one in await store.told("a", after=0, limit=9)] == ["t0", "t1"]
+    assert [type(one) for one in await store.take_over()] == [Found, Damaged]
+    await trim(store, hours=1.5)
+    assert [one.turn_id for one in await store.told("a", after=0, limit=9)] == ["t1"]
+    assert [one.seq for one in await store.read("a", after=0, limit=9)] == [4]
+    await store.aclose()

@@ -34,11 +34,24 @@ BUSY_S = 5.0
 """Seconds to wait for another program that has the file locked, such as a backup."""
 
 
+SCRUB_BUSY_S = 0.25
+"""Seconds to wait for whoever reads, before the log is emptied another time."""
+
+ITS_OWN = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+"""What goes wrong for a piece of work alone, as where rows are damaged that it adds to."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     work: Work[Any]
     answer: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    scrub: bool
 
 
 class Database:
@@ -55,6 +68,7 @@ class Database:
         self._path = path
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._closing = False
+        self._to_scrub = False
         connection = self._connect()
         try:
             schema.prepare(connection, path)
@@ -68,10 +82,15 @@ class Database:
         )
         self._writer.start()
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, scrub: bool = False) -> T:
         """Do something in a transaction; it is on the disk when this returns.
 
         Cancelled, it may be done all the same.
+
+        Args:
+            work: What to do.
+            scrub: Whether what is deleted by it, or was before, is to be nowhere on the disk any
+                more. If somebody reads for long, it will be so after a later write.
 
         Raises:
             StoreError: The database failed, and nothing of it was done.
@@ -79,7 +98,7 @@ class Database:
         self._require_open()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        self._asked.put(_Asked(work, answer, loop))
+        self._asked.put(_Asked(work, answer, loop, scrub))
         return await answer
 
     async def read(self, work: Work[T]) -> T:
@@ -142,7 +161,11 @@ class Database:
                     break
             last = asked is None
             if together:
-                _settle(together, self._write_together(connection, together))
+                results = self._write_together(connection, together)
+                self._to_scrub |= any(asked.scrub for asked in together)
+                if self._to_scrub:
+                    self._to_scrub = not _empty_log(connection)
+                _settle(together, results)
         connection.close()
 
     def _write_together(
@@ -166,14 +189,30 @@ class Database:
         connection.execute("SAVEPOINT one")
         try:
             result = work(connection)
-        except sqlite3.Error:  # the transaction may be gone: all of it has failed
-            raise
+        except sqlite3.Error as error:
+            if not isinstance(error, ITS_OWN) or not connection.in_transaction:
+                raise  # all of it has failed
+            connection.execute("ROLLBACK TO one")
+            connection.execute("RELEASE one")
+            return None, failure(error, self._path)
         except Exception as error:  # refused: the others are none the worse for it
             connection.execute("ROLLBACK TO one")
             connection.execute("RELEASE one")
             return None, error
         connection.execute("RELEASE one")
         return result, None
+
+
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    """Take all into the file itself, and empty the log; return whether that could be done."""
+    connection.execute(f"PRAGMA busy_timeout = {SCRUB_BUSY_S * 1000:.0f}")
+    try:
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:  # what was written is safe in the log
+        return False
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
+    return not busy
 
 
 def _settle(together: list[_Asked], results: list[tuple[Any, BaseException | None]]) -> None:
@@ -212,6 +251,8 @@ def failure(error: sqlite3.Error, path: Path) -> StoreError:
             reason = "Another program has it locked. End that program."
         case "SQLITE_CORRUPT" | "SQLITE_NOTADB":
             reason = "It is damaged or no database. Restore a backup, or move it away."
+        case _ if name.startswith("SQLITE_IOERR"):
+            reason = f"{error}. Check that its disk is well, and has room."
         case _:
             reason = f"{error}."
     return StoreError(f"The database {str(path)!r} failed ({name}). {reason}")

@@ -10,6 +10,23 @@ from session_supervisor.errors import StoreError
 APPLICATION_ID = 0x43535356
 """Marks a file as ours: the letters CSSV."""
 
+LONGEST_LOG = 16 * 2**20
+"""Bytes that the write-ahead log keeps on the disk after it was longer."""
+
+_VALID = "json_valid(CAST(record AS TEXT))"
+"""Whether a row's record is JSON at all."""
+
+
+def _in(name: str) -> str:
+    """Return what gives a field of a row's record."""
+    return f"json_extract(CAST(record AS TEXT), '$.{name}')"
+
+
+def _time_in(name: str) -> str:
+    """Return what gives a time in a row's record, in microseconds since 1970."""
+    return f"CAST(strftime('%s', {_in(name)}) AS INTEGER) * 1000000"
+
+
 MIGRATIONS = (
     """
     CREATE TABLE sessions (
@@ -65,6 +82,20 @@ MIGRATIONS = (
     CREATE UNIQUE INDEX transcripts_once ON transcripts (project_key, session_id, subpath, uuid)
         WHERE uuid IS NOT NULL;
     """,
+    f"""
+    ALTER TABLE sessions ADD COLUMN active_at INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET active_at = coalesce({_time_in("active_at")}, 0) WHERE {_VALID};
+    CREATE INDEX sessions_by_use ON sessions (active_at);
+    ALTER TABLE turns ADD COLUMN last_seq INTEGER;
+    ALTER TABLE turns ADD COLUMN ended_at INTEGER;
+    ALTER TABLE turns ADD COLUMN told INTEGER NOT NULL DEFAULT 0;
+    UPDATE turns SET last_seq = {_in("last_seq")}, ended_at = {_time_in("ended_at")},
+        told = {_in("started_at")} IS NOT NULL WHERE ended AND {_VALID};
+    CREATE INDEX told_turns ON turns (session_id, last_seq) WHERE told;
+    CREATE INDEX turns_by_age ON turns (ended_at, last_seq) WHERE ended;
+    ALTER TABLE runs ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
+    UPDATE runs SET at = coalesce({_in("pieces[#-1]")}, {_in("at")}, 0) WHERE {_VALID};
+    """,
 )
 """What makes each version of the schema out of the one before; the first out of nothing. Never
 change one that was released: add another."""
@@ -108,6 +139,9 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     version = version_of(connection, path)
+    if not version:
+        # Possible as long as there is no table: pages that become free can be given back.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreError(
@@ -115,6 +149,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     # Every commit is on the disk when it is acknowledged, also if the power fails.
     connection.execute("PRAGMA synchronous = FULL")
+    # What is erased is overwritten, or it could be read in the file for as long as that lives.
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {LONGEST_LOG}")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
         connection.executescript(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -14,14 +15,23 @@ from session_supervisor.errors import (
     ClaimTaken,
     Fenced,
     SequenceConflict,
+    Spoiled,
     UnknownSession,
 )
 from session_supervisor.events import Event
 from session_supervisor.results import Phase, TurnRecord
 from session_supervisor.stores import codec
-from session_supervisor.stores.records import Batch, Claim, Found, Lease, SessionRecord
+from session_supervisor.stores.records import (
+    Batch,
+    Claim,
+    Damaged,
+    Found,
+    Lease,
+    SessionRecord,
+)
 from session_supervisor.stores.sqlite.database import Database
 from session_supervisor.stores.sqlite.transcripts import SqliteTranscripts
+from session_supervisor.stores.sqlite.trimming import Trimming
 
 
 class SqliteStore:
@@ -29,7 +39,7 @@ class SqliteStore:
 
     Args:
         path: The file; made if there is none. It must be on a local disk.
-        retention: How many events and turns, and how much text, to keep of each session.
+        retention: What to keep of each session, and of all together.
 
     Attributes:
         transcripts: Claude Code's own transcripts, for `ClaudeAgent`.
@@ -41,6 +51,7 @@ class SqliteStore:
     def __init__(self, path: str | os.PathLike[str], retention: Retention | None = None) -> None:
         self._database = Database(Path(path))
         self._retention = retention or Retention()
+        self._trimming = Trimming(self._retention)
         self.transcripts = SqliteTranscripts(self._database)
 
     @property
@@ -55,8 +66,12 @@ class SqliteStore:
             try:
                 db.execute(
                     "INSERT INTO sessions VALUES (?, "
-                    "(SELECT coalesce(max(number), 0) + 1 FROM sessions), 1, 0, 0, 0, 0, ?)",
-                    (session.session_id, codec.encode_session(session)),
+                    "(SELECT coalesce(max(number), 0) + 1 FROM sessions), 1, 0, 0, 0, 0, ?, ?)",
+                    (
+                        session.session_id,
+                        codec.encode_session(session),
+                        codec.stamp(session.active_at),
+                    ),
                 )
             except sqlite3.IntegrityError:
                 raise AlreadyExists(session.session_id) from None
@@ -90,24 +105,27 @@ class SqliteStore:
         """See `Store.read`."""
         return await self._database.read(lambda db: _read(db, session_id, after, limit))
 
-    async def take_over(self) -> Sequence[Found]:
+    async def take_over(self) -> Sequence[Found | Damaged]:
         """See `Store.take_over`."""
 
-        def work(db: sqlite3.Connection) -> list[Found]:
-            open_turns: dict[str, list[TurnRecord]] = {}
+        def work(db: sqlite3.Connection) -> list[Found | Damaged]:
+            open_turns: dict[str, list[bytes]] = {}
             for session_id, record in db.execute(
                 "SELECT session_id, record FROM turns WHERE NOT ended ORDER BY session_id, number"
             ):
-                open_turns.setdefault(session_id, []).append(codec.decode_turn(record))
+                open_turns.setdefault(session_id, []).append(record)
             db.execute("UPDATE sessions SET fence = fence + 1, last_seq = reserved_seq")
-            rows = db.execute("SELECT fence, last_seq, record FROM sessions ORDER BY number")
+            rows = db.execute(
+                "SELECT session_id, fence, last_seq, record FROM sessions ORDER BY number"
+            )
             return [
-                Found(
-                    session=(session := codec.decode_session(record)),
-                    lease=Lease(fence=fence, last_seq=last_seq),
-                    open_turns=open_turns.get(session.session_id, ()),
+                _found(
+                    session_id,
+                    Lease(fence=fence, last_seq=last_seq),
+                    record,
+                    open_turns.get(session_id, ()),
                 )
-                for fence, last_seq, record in rows
+                for session_id, fence, last_seq, record in rows
             ]
 
         return await self._database.write(work)
@@ -130,7 +148,20 @@ class SqliteStore:
         def work(db: sqlite3.Connection) -> list[TurnRecord]:
             rows = db.execute(
                 "SELECT record FROM turns WHERE session_id = ? ORDER BY number", (session_id,)
-            )
+            ).fetchall()
+            return [codec.decode_turn(record) for (record,) in rows]
+
+        return await self._database.read(work)
+
+    async def told(self, session_id: str, *, after: int, limit: int) -> Sequence[TurnRecord]:
+        """See `Store.told`."""
+
+        def work(db: sqlite3.Connection) -> list[TurnRecord]:
+            rows = db.execute(
+                "SELECT record FROM turns WHERE session_id = ? AND told AND last_seq > ? "
+                "ORDER BY last_seq LIMIT ?",
+                (session_id, after, limit),
+            ).fetchall()
             return [codec.decode_turn(record) for (record,) in rows]
 
         return await self._database.read(work)
@@ -155,7 +186,14 @@ class SqliteStore:
             for table in (*tables, "claims") if claims else tables:
                 db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
 
-        await self._database.write(work)
+        await self._database.write(work, scrub=True)
+
+    async def trim(self, *, now: datetime) -> bool:
+        """See `Store.trim`."""
+        more = await self._database.write(lambda db: self._trimming.step(db, now))
+        if not more and self._trimming.take_dropped():
+            await self._database.write(lambda _: None, scrub=True)
+        return more
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""
@@ -200,8 +238,12 @@ class SqliteStore:
         )
         if batch.session is not None:
             db.execute(
-                "UPDATE sessions SET record = ? WHERE session_id = ?",
-                (codec.encode_session(batch.session), session_id),
+                "UPDATE sessions SET record = ?, active_at = ? WHERE session_id = ?",
+                (
+                    codec.encode_session(batch.session),
+                    codec.stamp(batch.session.active_at),
+                    session_id,
+                ),
             )
         _put_turns(db, session_id, batch.turns)
         if any(turn.phase is Phase.ENDED for turn in batch.turns):
@@ -247,13 +289,25 @@ class SqliteStore:
                 return
 
 
+def _found(
+    session_id: str, lease: Lease, record: bytes, open_turns: Sequence[bytes]
+) -> Found | Damaged:
+    session: SessionRecord | None = None
+    try:
+        session = codec.decode_session(record)
+        turns = [codec.decode_turn(turn) for turn in open_turns]
+    except Spoiled as error:
+        return Damaged(session_id=session_id, session=session, reason=str(error))
+    return Found(session=session, lease=lease, open_turns=turns)
+
+
 def _append(db: sqlite3.Connection, session_id: str, events: Sequence[Event]) -> tuple[int, int]:
     """Add events behind a log; return how many there are more, and what they weigh."""
     if not events:
         return 0, 0
     weight = 0
     row = db.execute(
-        "SELECT first_seq, last_seq, weight, record FROM runs WHERE session_id = ? "
+        "SELECT first_seq, last_seq, weight, record, at FROM runs WHERE session_id = ? "
         "AND last_seq = ?",
         (session_id, events[0].seq - 1),
     ).fetchone()
@@ -267,26 +321,28 @@ def _append(db: sqlite3.Connection, session_id: str, events: Sequence[Event]) ->
                 (session_id, last.last_seq),
             )
         db.execute(
-            "INSERT INTO runs (session_id, first_seq, last_seq, weight, record) "
-            "VALUES (?, ?, ?, ?, ?)",
-            (session_id, run.first_seq, run.last_seq, run.weight, run.record),
+            "INSERT INTO runs (session_id, first_seq, last_seq, weight, record, at) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (session_id, run.first_seq, run.last_seq, run.weight, run.record, run.at),
         )
     return len(events), weight
 
 
 def _read(db: sqlite3.Connection, session_id: str, after: int, limit: int) -> list[Event]:
     rows = db.execute(
-        "SELECT first_seq, last_seq, record FROM runs WHERE session_id = ? AND last_seq > ? "
+        "SELECT first_seq, record FROM runs WHERE session_id = ? AND last_seq > ? "
         "ORDER BY last_seq",
         (session_id, after),
     )
     found: list[Event] = []
-    for first_seq, _, record in rows:
-        if found and first_seq > found[-1].seq + 1:  # a hole: it is told of when it comes first
-            break
-        found += (event for event in codec.events_of(first_seq, record) if event.seq > after)
-        if len(found) >= limit:
-            break
+    # Closed at once, also with an error that somebody keeps: it would hold on to the database.
+    with closing(rows):
+        for first_seq, record in rows:
+            if found and first_seq > found[-1].seq + 1:  # a hole: it is told of when it comes first
+                break
+            found += (event for event in codec.events_of(first_seq, record) if event.seq > after)
+            if len(found) >= limit:
+                break
     return found[:limit]
 
 
@@ -294,8 +350,10 @@ def _put_turns(db: sqlite3.Connection, session_id: str, turns: Sequence[TurnReco
     for turn in turns:
         db.execute(
             "INSERT INTO turns VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM turns "
-            "WHERE session_id = ?), ?, ?, ?, ?) ON CONFLICT (session_id, turn_id) DO UPDATE SET "
-            "ended = excluded.ended, weight = excluded.weight, record = excluded.record",
+            "WHERE session_id = ?), ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (session_id, turn_id) "
+            "DO UPDATE SET ended = excluded.ended, weight = excluded.weight, "
+            "record = excluded.record, last_seq = excluded.last_seq, "
+            "ended_at = excluded.ended_at, told = excluded.told",
             (
                 session_id,
                 session_id,
@@ -303,6 +361,9 @@ def _put_turns(db: sqlite3.Connection, session_id: str, turns: Sequence[TurnReco
                 turn.phase is Phase.ENDED,
                 len(turn.prompt) + len(turn.text),
                 codec.encode_turn(turn),
+                turn.last_seq,
+                None if turn.ended_at is None else codec.stamp(turn.ended_at),
+                turn.phase is Phase.ENDED and turn.started_at is not None,
             ),
         )
 
