@@ -42,6 +42,7 @@ from session_http.reading import Body, ClientGone, Source
 from session_http.settings import HttpSettings, OpenPaths
 from session_http.sse import EventStream, EventStreamResponse, Streams
 from session_supervisor import Supervisor
+from session_supervisor.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +202,10 @@ class App:
             return
         except Exception as error:
             problem = problem_of(error)
-            if problem is None:
+            if problem is None or isinstance(error, StoreError):
                 # Without its path, which may be anything, and is in its line where it is known.
                 logger.exception("request %s failed", noted.request_id)
+            if problem is None:
                 problem = unforeseen(noted.request_id)
             if started:
                 # Too late for an answer; the server closes the connection, so nobody takes what

@@ -260,8 +260,8 @@ class ServerSettings(BaseSettings):
     )
     max_waiting: Annotated[Count, About(LIMITS, "N")] = Field(
         default=256,
-        description="Most sessions that may wait for a process, because all are busy; further "
-        "work is refused.",
+        description="Most sessions that may wait for a process, because all are busy; new sessions "
+        "and one-off queries are refused then.",
     )
     max_starting: Annotated[Count, About(LIMITS, "N", "the number of cores")] = Field(
         default_factory=_cores,
@@ -338,6 +338,29 @@ class ServerSettings(BaseSettings):
     )
     keep_ended_sessions: Annotated[Count, About(KEPT, "N")] = Field(
         default=1_000, description="Most such sessions."
+    )
+    keep_closed: Annotated[Wait, About(KEPT, "S", example=86_400)] = Field(
+        default=0.0,
+        description="Seconds that turns, messages and events of a session can still be read by "
+        "its owner after a DELETE; 0: they are erased before it is answered.",
+    )
+    retention_age: Annotated[SecondsOrNone, About(KEPT, "S", "no limit", example=2_592_000)] = (
+        Field(
+            default=None,
+            description="Seconds that ended turns and events are kept, of any session, and "
+            "sessions that have ended.",
+        )
+    )
+    max_state_size: Annotated[
+        Bytes | None, OrNone, About(KEPT, "BYTES", "no limit", example="10GiB")
+    ] = Field(
+        default=None,
+        description="Most that the database may hold: for more, the oldest ended turns and events "
+        "go, of the sessions first that were used least recently.",
+    )
+    keep_idempotency_keys: Annotated[Seconds, About(KEPT, "S")] = Field(
+        default=86_400.0,
+        description="Seconds that an Idempotency-Key stands for the work that it began.",
     )
 
     log_level: Annotated[LogLevel, About(LOGS, "LEVEL")] = Field(

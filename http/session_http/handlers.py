@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from session_http.schemas import (
     InspectReply,
     InterruptReply,
     InterruptRequest,
+    Lanes,
     MessagesParameters,
     MessagesReply,
     NoParameters,
@@ -45,6 +46,7 @@ from session_http.schemas import (
     StartRequest,
     SupervisedSession,
     SupervisorReply,
+    TreeProcess,
     TurnsReply,
     answer_outcome,
     turn_reply,
@@ -58,18 +60,27 @@ from session_supervisor import (
     Quota,
     Session,
     SessionKind,
+    SessionSnapshot,
     SessionSpec,
+    State,
     TurnHandle,
     TurnResult,
 )
 from session_supervisor.errors import (
     Draining,
     InvalidSpec,
+    Refused,
     SessionClosed,
     SessionNotFound,
     TurnFailed,
 )
 from session_supervisor.spec import LOCAL_OWNER
+
+_AT_REST = frozenset({State.HIBERNATED, State.FAILED, State.CLOSED})
+"""States without a process, in which nothing happens that `GET /supervisor` does not say anyway."""
+
+_LOOK_S = 5.0
+"""Seconds that a session has to say what it is doing: its store may stall."""
 
 # -- the server ------------------------------------------------------------------------------
 
@@ -268,6 +279,7 @@ async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
             for session in supervisor.snapshot().sessions
             if session.state is request.state
             and session.kind is SessionKind.CONVERSATION
+            and not session.deleted
             and owner in (None, session.owner)
         ]
     page, cursor = listing.page_of(found, cursor=request.cursor, limit=request.limit)
@@ -281,6 +293,7 @@ async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
 async def supervisor_tree(call: Call, _request: NoParameters) -> Answer:
     """Say what everything looks like."""
     tree = call.server.supervisor.snapshot()
+    inside = await _inside(call, tree.sessions)
     return SupervisorReply(
         active=tree.active,
         live=tree.live,
@@ -302,6 +315,7 @@ async def supervisor_tree(call: Call, _request: NoParameters) -> Answer:
                 restarts=session.restarts,
                 last_event_id=session.last_seq,
                 total_cost_usd=session.total_cost_usd,
+                inside=inside.get(session.session_id),
             )
             for session in tree.sessions
         ),
@@ -313,27 +327,26 @@ async def supervisor_tree(call: Call, _request: NoParameters) -> Answer:
 
 async def list_turns(call: Call, _request: NoParameters) -> Answer:
     """List a session's turns."""
-    session = _session(call)
+    session = _kept(call)
     turns = tuple(turn_summary(record) for record in (await session.turns()))
     return TurnsReply(session_id=session.session_id, turns=turns, count=len(turns))
 
 
 async def get_turn(call: Call, _request: NoParameters) -> Answer:
     """Look a turn up."""
-    return turn_reply((await _session(call).turn(call.path["turn_id"])).record())
+    return turn_reply((await _kept(call).turn(call.path["turn_id"])).record())
 
 
 async def list_messages(call: Call, request: MessagesParameters) -> Answer:
     """List what was said to the model, and by it."""
-    session = _session(call)
-    messages = transcript.messages_of(await session.turns())
-    page, has_more = transcript.page_of(messages, after=request.after, limit=request.limit)
+    session = _kept(call)
+    page, has_more = await transcript.page_of(session, after=request.after, limit=request.limit)
     return MessagesReply(session_id=session.session_id, messages=page, has_more=has_more)
 
 
 async def session_events(call: Call, request: EventsParameters) -> Answer:
     """Stream everything that a session says."""
-    session = _session(call)
+    session = _kept(call)
     after = call.after
     after = (request.after or 0) if after is None else after
     cursor = _cursor(call, session, after)
@@ -376,6 +389,11 @@ def _looks_after(call: Call) -> str | None:
 def _session(call: Call) -> Session:
     """Return a session whose conversation the caller may read and go on with."""
     return _found(call, call.owner)
+
+
+def _kept(call: Call) -> Session:
+    """Return a session whose conversation the caller may read, also once it was closed."""
+    return call.server.supervisor.kept(call.path["session_id"], owner=call.owner)
 
 
 def _found(call: Call, owner: str | None) -> Session:
@@ -440,6 +458,22 @@ def _cursor(call: Call, session: Session, after: int) -> Cursor:
         raise InvalidRequest([FieldError(field=call.after_field, message=error.reason)]) from error
 
 
+async def _inside(
+    call: Call, sessions: Iterable[SessionSnapshot]
+) -> Mapping[str, InspectReply | None]:
+    """Return what the sessions are doing that may have a process."""
+
+    async def look(session_id: str) -> InspectReply | None:
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                return _inspected(await call.server.supervisor.get(session_id).inspect())
+        except (Refused, TimeoutError):
+            return None
+
+    busy = [one.session_id for one in sessions if one.state not in _AT_REST]
+    return dict(zip(busy, await asyncio.gather(*map(look, busy)), strict=True))
+
+
 def _inspected(found: Inspection) -> InspectReply:
     timer, timer_s = found.next_timer or (None, None)
     return InspectReply(
@@ -448,9 +482,15 @@ def _inspected(found: Inspection) -> InspectReply:
         turn_id=found.turn_id,
         turn_origin=found.turn_origin,
         queued=found.queued,
+        lanes=Lanes(control=found.waiting_control, work=found.queued),
         waiting_for=found.waiting_for,
         last_message_s=found.last_message_s,
         pid=found.pid,
+        processes=tuple(
+            TreeProcess(pid=one.pid, parent=one.parent, name=one.name, pss_bytes=one.pss_bytes)
+            for one in found.tree.members
+        ),
+        pss_bytes=found.tree.pss_bytes,
         agent_session_id=found.agent_session_id,
         background=found.background,
         restarts=found.restarts,
@@ -469,9 +509,12 @@ def _inspected_after(session: Session) -> InspectReply:
         turn_id=None,
         turn_origin=None,
         queued=0,
+        lanes=Lanes(control=0, work=0),
         waiting_for=None,
         last_message_s=None,
         pid=None,
+        processes=(),
+        pss_bytes=0,
         agent_session_id=None,
         background=0,
         restarts=found.restarts,

@@ -151,7 +151,8 @@ _STARTS_WORK = (
     *TURN_CODES,
 )
 _STARTS_SESSION = ("at_capacity", "no_workspace", "not_allowed", *_STARTS_WORK)
-_FINDS_SESSION = ("session_not_found",)
+_FINDS_SESSION = ("session_not_found", "session_spoiled")
+_READS_SESSION = ("store_unavailable", *_FINDS_SESSION)
 _TELLS_SESSION = (*_FINDS_SESSION, "session_closed", "queue_full")
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -337,7 +338,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Read the transcript of a session, some messages at a time",
         notes="What the model was told, and what it said, in this order. The answer of a turn that "
         "runs is there once it has ended; a prompt that waits, once its turn comes.",
-        refuses=_FINDS_SESSION,
+        refuses=_READS_SESSION,
         role="user",
     ),
     operation(
@@ -348,7 +349,7 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=TurnsReply,
         tag=TURNS,
         summary="List a session's turns",
-        refuses=_FINDS_SESSION,
+        refuses=_READS_SESSION,
         role="user",
     ),
     operation(
@@ -361,7 +362,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Look up a turn, running or ended",
         notes="A client that timed out or went away loses nothing: the turn goes on, and its "
         "answer is here.",
-        refuses=("turn_not_found", *_FINDS_SESSION),
+        refuses=("turn_not_found", *_READS_SESSION),
         role="user",
     ),
     operation(
@@ -375,7 +376,7 @@ OPERATIONS: tuple[Operation, ...] = (
         notes="From the beginning, or from where `after` or the header `Last-Event-ID` says, with "
         "no gap and no duplicate, until the session ends. 204 if it has, and nothing is left.",
         answered="The session's events.",
-        refuses=("too_many_streams", *_FINDS_SESSION),
+        refuses=("too_many_streams", *_READS_SESSION),
         role="user",
     ),
     operation(

@@ -158,6 +158,7 @@ def supervisor_config(configuration: Configuration, *, workspace: Path) -> Super
         idle_timeout_s=settings.idle_timeout,
         expiry_s=settings.expiry,
         turn_timeout_s=settings.turn_timeout,
+        claim_s=settings.keep_idempotency_keys,
         workspace=workspace,
         watchdogs=Watchdogs(
             start_s=settings.start_timeout,
@@ -177,6 +178,9 @@ def _retention(configuration: Configuration) -> Retention:
         turn_bytes=int(settings.keep_turn_bytes),
         ended_s=settings.keep_ended,
         ended_sessions=settings.keep_ended_sessions,
+        closed_s=settings.keep_closed,
+        age_s=settings.retention_age,
+        state_bytes=None if settings.max_state_size is None else int(settings.max_state_size),
     )
 
 

@@ -17,7 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from session_http.encoding import dump
-from session_supervisor.errors import FailureCode, InvalidSpec, Refused, TurnFailed
+from session_supervisor.errors import (
+    FailureCode,
+    InvalidSpec,
+    Refused,
+    Spoiled,
+    StoreError,
+    TurnFailed,
+    Unavailable,
+)
 
 LONGEST_DETAIL = 2_000
 LONGEST_MESSAGE = 500
@@ -103,6 +111,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         FailureCode.AGENT_TURN_LIMIT: Kind(409, "The agent began too many turns by itself."),
         FailureCode.CLOSED: Kind(409, "The session was closed before the turn ended."),
         FailureCode.DRAINED: Kind(503, "The server shut down before the turn could run."),
+        "session_spoiled": Kind(500, "What is stored of the session is damaged; delete it."),
         FailureCode.INTERNAL: Kind(500, "The server made a mistake; its log says more."),
     }
 )
@@ -235,6 +244,11 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(
                 code=_known(error.code), detail=str(error), retry_after=error.retry_after
             )
+        case Spoiled():
+            return Problem(code="session_spoiled", detail=str(error))
+        case StoreError():
+            refused = Unavailable()
+            return Problem(code=refused.code, detail=str(refused), retry_after=refused.retry_after)
         case HTTPException():
             # From an embedder's `authenticate`, which may refuse as its framework does.
             refusal = REFUSALS.get(error.status_code)

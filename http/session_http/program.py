@@ -95,6 +95,7 @@ async def _serve(
         sockets = open_sockets(settings.host, settings.port, unread_s=settings.send_timeout)
         for one in sockets:
             stack.callback(one.close)
+        _keep_workspaces(state)
         store = parts.store(configuration, state)
         if store is not None:
             stack.push_async_callback(store.aclose)
@@ -173,9 +174,27 @@ async def _tidy_up(agent: ClaudeAgent, state: StateDir) -> None:
     await asyncio.to_thread(state.empty_scratch)
 
 
+def _keep_workspaces(state: StateDir) -> None:
+    """Keep what sessions wrote whose database is gone.
+
+    Raises:
+        StateError: It cannot be moved out of the way.
+    """
+    aside = state.set_workspaces_aside()
+    if aside is not None:
+        logger.warning(
+            "there is no database at %s, and so none of the sessions there were; their private "
+            "directories are kept as %s: with a backup of the database, name it %s again",
+            state.database,
+            aside,
+            state.workspaces,
+        )
+
+
 def _unknown_workspaces(state: StateDir, supervisor: Supervisor) -> list[Path]:
     """Return what a crash has left between a directory and its session."""
-    found = [one.session_id for one in supervisor.snapshot().sessions]
+    tree = supervisor.snapshot()
+    found = [*(one.session_id for one in tree.sessions), *tree.damaged]
     if found:
         logger.info("%d sessions are there from before", len(found))
     return state.unknown_workspaces(frozenset(found))

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -46,6 +47,13 @@ def _is_path(path: str) -> str:
     if ".." in path.split("/"):
         raise ValueError("must not have '..' in it")
     return path
+
+
+def _only_digits(number: object) -> object:
+    if isinstance(number, str) and not (number.isascii() and number.isdigit()):
+        # Else `1_0` would be 10, and `1.0` or ` 1` would be 1, which no server has sent.
+        raise ValueError("must be the id of an event that was sent")
+    return number
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -250,7 +258,7 @@ class MessagesParameters(Parameters):
 class EventsParameters(Parameters):
     """Where to begin reading; `Last-Event-ID` wins over it."""
 
-    after: int | None = Field(
+    after: Annotated[int | None, BeforeValidator(_only_digits)] = Field(
         default=None,
         ge=0,
         description="Id of the last event already had; 0 or nothing: from the beginning.",
@@ -408,8 +416,27 @@ class CloseReply(Reply):
     status: Literal["closed"] = "closed"
     session_id: SessionId
     exit: ProcessExit | None = Field(
-        default=None, description="How its process ended; null if it had none at the time."
+        default=None,
+        description="How its last process ended; null if it never had one, or had given it up.",
     )
+
+
+class TreeProcess(Reply):
+    """One process of a session."""
+
+    pid: int
+    parent: int = Field(description="Id of its parent; not of the tree for the first, and orphans.")
+    name: str = Field(description="Short name of its program.", examples=["claude"])
+    pss_bytes: int = Field(
+        description="The memory that it takes, pages that it shares with others counted in part."
+    )
+
+
+class Lanes(Reply):
+    """How much waits in a session's mailbox."""
+
+    control: int = Field(description="Interrupts, looks and the like, which are served at once.")
+    work: int = Field(description="Turns.")
 
 
 class InspectReply(Reply):
@@ -420,6 +447,7 @@ class InspectReply(Reply):
     turn_id: str | None = Field(description="The turn that runs.")
     turn_origin: Origin | None = Field(description="Who began it.")
     queued: int = Field(description="Turns that wait.")
+    lanes: Lanes
     waiting_for: str | None = Field(
         description="What the session waits for, for people.", examples=["the model"]
     )
@@ -427,6 +455,10 @@ class InspectReply(Reply):
         description="Seconds since its process last said anything; null without a process."
     )
     pid: int | None = Field(description="Its process.")
+    processes: tuple[TreeProcess, ...] = Field(
+        description="That and all that it started, disowned ones included."
+    )
+    pss_bytes: int = Field(description="The memory that they take together.")
     agent_session_id: str | None = Field(
         description="What Claude Code calls the conversation; it changes."
     )
@@ -450,6 +482,10 @@ class SupervisedSession(Reply):
     restarts: int
     last_event_id: int
     total_cost_usd: float = Field(description="What its turns have cost, in US dollars.")
+    inside: InspectReply | None = Field(
+        description="What it is doing; null if it rests without a process or has ended, or did "
+        "not say within five seconds."
+    )
 
 
 class SupervisorReply(Reply):

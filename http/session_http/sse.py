@@ -27,6 +27,7 @@ from session_http.keys import Validity
 from session_http.problems import refuse
 from session_http.reading import ClientGone
 from session_supervisor import CloseReason, Cursor, Event, Session, State, TurnHandle, events
+from session_supervisor.errors import Spoiled
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +208,14 @@ class EventStreamResponse(Response):
                 last = await self._send_events(send)
             except ClientGone:
                 raise
+            except Spoiled as error:
+                logger.error(
+                    "the stream of session %s cannot go on: %s",
+                    self._session_id,
+                    error,
+                    extra={"session_id": self._session_id},
+                )
+                last = self._error(StreamFailed(message=str(error), retryable=False))
             except Exception:  # a mistake of ours: the client must hear of it in the stream
                 logger.exception(
                     "the stream of session %s broke",

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -111,6 +112,30 @@ class StateDir:
             for name in _entries(self.workspaces)
             if _is_session_id(name) and name not in known
         ]
+
+    def set_workspaces_aside(self) -> Path | None:
+        """Keep private directories that no session can have, as there is no database.
+
+        It may have been moved away because it is damaged; with a backup in its place, what is in
+        them is wanted again.
+
+        Returns:
+            Where they are now; None: there is a database, or there are no such directories.
+
+        Raises:
+            StateError: They cannot be moved.
+        """
+        try:
+            if self.database.exists() and self.database.stat().st_size:
+                return None
+            if not self.unknown_workspaces(()):
+                return None
+            aside = self.path / f"workspaces-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+            self.workspaces.rename(aside)
+            self.workspaces.mkdir(mode=0o700)
+        except OSError as error:
+            raise unusable(self.path, error) from error
+        return aside
 
 
 class Lock:

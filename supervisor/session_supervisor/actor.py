@@ -247,6 +247,8 @@ class Actor:
         self._interrupts: list[Interruption] = []
         self._closes: list[Close] = []
         self._close_reason: CloseReason | None = None
+        self._slept = False
+        """Whether it had no process, and needed none, when it was to end."""
         self._finished = False
         self._agent_turns = 0
 
@@ -268,6 +270,8 @@ class Actor:
         self._model_cause = "no_first_byte"
         self._background = 0
         self._strayed = False
+        self._had_a_turn = False
+        """Whether its process was handed a prompt."""
         self._wanted = False
         """Whether somebody wants a process while the last one is being stopped."""
         self._last_message: float | None = None
@@ -306,7 +310,7 @@ class Actor:
                 await self._end(turn, Outcome.LOST, self._cut_off)
             else:
                 prompt = Prompt(prompt_id=turn.turn_id, text=turn.prompt)
-                waiting.append(Query(prompt=prompt, timeout_s=self._config.turn_timeout_s))
+                waiting.append(Query(prompt=prompt, timeout_s=turn.timeout_s))
                 self._queued[turn.turn_id] = turn
         for query in reversed(waiting):
             query.reply.settle(Accepted(turn_id=query.key, seq=0, position=0))
@@ -341,6 +345,7 @@ class Actor:
             await self._on_timer(timer)
         if self._finished and self._core.state is not State.CLOSING and not self._closed:
             await self._shut_down(CloseReason.FINISHED)
+        self._let_others()
         if self._core.state is State.IDLE and await self._hand_over():
             return True
         if self._core.state is State.HIBERNATED and self._mailbox.waiting_work:
@@ -402,8 +407,9 @@ class Actor:
             case Timer.MODEL:
                 await self._stalled()
             case Timer.SILENCE:
-                self._probing = True
-                self._live().probe()
+                if self._busy or self._background:
+                    self._probing = True
+                    self._live().probe()
             case Timer.INTERRUPT:
                 await self._escalate()
             case Timer.RESTART:
@@ -415,7 +421,9 @@ class Actor:
             case Timer.IDLE:
                 self._hibernate()
             case Timer.EXPIRY:
-                await self._shut_down(CloseReason.EXPIRED)
+                # Something may have begun since it was looked at last.
+                if self._at_rest or (self._asleep and not self._mailbox.waiting_work):
+                    await self._shut_down(CloseReason.EXPIRED)
             case Timer.CHECKPOINT:
                 await self._commit()
             case Timer.SETTLING:
@@ -434,6 +442,7 @@ class Actor:
             origin=Origin.USER,
             prompt=query.prompt.text,
             first_seq=seq,
+            timeout_s=query.timeout_s,
             place=query.place,
         )
         self._queued[turn_id] = turn
@@ -455,6 +464,7 @@ class Actor:
         waited_from = max(turn.accepted_time, self._started_at)
         self._ledger.start(turn, spawn_s=max(0.0, self._up_at - waited_from))
         self._handed, self._query, self._agent_turns = turn, query, 0
+        self._had_a_turn = True
         self._advance(Trigger.TURN_BEGAN)
         await self._commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
         self._live().send(query.prompt)
@@ -510,6 +520,7 @@ class Actor:
                 if self._background and not message.pending:
                     self._timers.set(Timer.SETTLING, self._now() + SETTLING_S)
                 self._background = message.pending
+                self._watch_silence()
             case TurnBegan():
                 await self._on_turn_began(message)
             case TurnEnded():
@@ -676,6 +687,7 @@ class Actor:
     async def _rest(self) -> None:
         """The agent is done and waits for the next prompt."""
         self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT)
+        self._watch_silence()
         self._live().let_go()
         if self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
@@ -793,11 +805,9 @@ class Actor:
         withdraw: list[str] = list(self._queued) if message.queued else []
         if wanted is not None:
             running = tuple(each for each in running if each.turn_id == wanted)
-            if not running and wanted not in self._queued:
-                ended = await self._core.store.turn(self._core.session_id, wanted)
-                if ended is None:
-                    message.reply.refuse(TurnNotFound(wanted))
-                    return
+            if not running and wanted not in self._queued and not message.ended:
+                message.reply.refuse(TurnNotFound(wanted))
+                return
             if wanted in self._queued:
                 withdraw = [wanted]
         elif not running and not withdraw and not self._owed and not self._owes_own:
@@ -846,7 +856,7 @@ class Actor:
 
     def _start_process(self) -> None:
         core = self._core
-        self._strayed = False
+        self._strayed = self._had_a_turn = False
         self._started_at = self._now()
         self._incarnation = Incarnation(
             self._agent,
@@ -860,6 +870,7 @@ class Actor:
             post=self._post,
             tasks=self._tasks,
         )
+        core.look = self._incarnation.tree
 
     def _restart(self) -> None:
         self._advance(Trigger.RETRY)
@@ -872,7 +883,9 @@ class Actor:
     async def _on_down(self, signal: Down) -> None:
         given_up = signal.incarnation.given_up
         self._incarnation = None
-        self._last_exit = signal.exit
+        self._core.look = None
+        if signal.incarnation.came_up or self._last_exit is None:
+            self._last_exit = signal.exit
         self._forget_agent()
         state = self._core.state
         if state is State.CLOSING:
@@ -966,14 +979,34 @@ class Actor:
     @property
     def _at_rest(self) -> bool:
         """Whether the process has nothing to do, and nothing is on its way."""
+        return self._between_turns and not self._mailbox.waiting_work
+
+    @property
+    def _asleep(self) -> bool:
+        """Whether it does without a process, or soon will."""
+        return self._core.state in (State.HIBERNATING, State.HIBERNATED)
+
+    @property
+    def _between_turns(self) -> bool:
+        """Whether the process has nothing to do, though there may be something for it."""
         return (
             self._core.state is State.IDLE
             and self._core.kind is SessionKind.CONVERSATION
             and not self._background
             and not self._timers.is_set(Timer.SETTLING)
-            and not self._mailbox.waiting_work
             and not self._signals
         )
+
+    def _let_others(self) -> None:
+        """Give up the process between two turns, if others have waited long for their first."""
+        if (
+            self._had_a_turn
+            and self._between_turns
+            and self._mailbox.waiting_work
+            and self._slots.yields(self._core.session_id)
+        ):
+            self._advance(Trigger.HIBERNATE)
+            self._live().give_up()
 
     def _hibernate(self) -> bool:
         """Give up the process, if it has nothing to do; return whether it is on its way."""
@@ -993,17 +1026,16 @@ class Actor:
 
     def _watch_idleness(self) -> None:
         """Note whether the process could be spared, and since when."""
-        asleep = self._core.state in (State.HIBERNATING, State.HIBERNATED)
         if self._at_rest:
             self._slots.rests(self._core.session_id, self._ask_to_hibernate)
             idle_timeout_s = self._core.spec.idle_timeout_s
             if idle_timeout_s is None:
                 idle_timeout_s = self._config.idle_timeout_s
             self._set_once(Timer.IDLE, idle_timeout_s)
-        elif not asleep:
+        elif not self._asleep:
             self._slots.works(self._core.session_id)
             self._timers.clear(Timer.IDLE, Timer.EXPIRY)
-        if self._at_rest or asleep:
+        if self._at_rest or self._asleep:
             self._set_once(Timer.EXPIRY, self._expiry_s())
 
     def _set_once(self, timer: Timer, after_s: float | None) -> None:
@@ -1018,7 +1050,8 @@ class Actor:
         if expiry_s is None:
             return None
         unused_s = (self._core.clock.now() - self._core.active_at).total_seconds()
-        return max(0.0, expiry_s - unused_s)
+        # Clocks are set, forward and back.
+        return min(max(0.0, expiry_s - unused_s), expiry_s)
 
     def _ask_to_hibernate(self) -> None:
         # Through the mailbox, as everybody: this is called from another session's task.
@@ -1066,6 +1099,7 @@ class Actor:
             await self._give_up_turns(Outcome.INTERRUPTED)
         else:
             await self._give_up_turns(Outcome.FAILED, failure)
+        self._slept = self._core.state in (State.HIBERNATED, State.FAILED)
         self._advance(Trigger.CLOSE)
         self._timers.clear(*Timer)
         if self._incarnation is None:
@@ -1077,6 +1111,8 @@ class Actor:
         """End every turn that waits, or leave it to whoever goes on with the session."""
         if self._goes_on(reason):
             await self._accept_all()
+            # What runs may take its time; those who wait for what will not run hear of it now.
+            self._ledger.suspend(Draining, queued_only=True)
         else:
             await self._withdraw_all(Outcome.FAILED, self._end_of_session(reason))
 
@@ -1089,7 +1125,8 @@ class Actor:
         reason = self._close_reason or CloseReason.REQUESTED
         # First of all: until this is stored, the session can still end by a fault.
         if self._goes_on(reason):
-            await self._commit(last=True)
+            asleep = (events.Status(state=State.HIBERNATED), None)
+            await self._commit(*(() if self._slept else (asleep,)), last=True)
             self._ledger.suspend(Draining)
         else:
             core.active_at = core.clock.now()
@@ -1161,7 +1198,10 @@ class Actor:
         before, now = self._core.state, advance(self._core.state, trigger)
         self._core.state = now
         # Of a turn's beginning and end its own events tell; and of a session's, what is committed.
-        if {before, now} != {State.IDLE, State.RUNNING} and now not in TOLD_WHEN_STORED:
+        # One that goes on under the next supervisor is not closing but falls asleep.
+        told = {before, now} == {State.IDLE, State.RUNNING} or now in TOLD_WHEN_STORED
+        goes_on = self._close_reason is not None and self._goes_on(self._close_reason)
+        if not told and not (now is State.CLOSING and goes_on):
             self._publish(events.Status(state=now, reason=reason))
 
     def _live(self) -> Incarnation:
@@ -1195,7 +1235,8 @@ class Actor:
             self._timers.set(Timer.MODEL, self._now() + limit_s)
 
     def _watch_silence(self) -> None:
-        if self._busy and not self._probing:
+        # What hangs with work in the background would have its room for ever.
+        if (self._busy or self._background) and not self._probing:
             self._timers.set(Timer.SILENCE, self._now() + self._watchdogs.silence_s)
 
     def _inspection(self) -> Inspection:
@@ -1208,6 +1249,7 @@ class Actor:
             turn_id=None if turn is None else turn.turn_id,
             turn_origin=None if turn is None else turn.origin,
             queued=self._mailbox.waiting_work,
+            waiting_control=self._mailbox.waiting_control,
             waiting_for=self._waiting_for(),
             last_message_s=None if self._last_message is None else now - self._last_message,
             pid=None if self._incarnation is None else self._incarnation.pid,

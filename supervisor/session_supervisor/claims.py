@@ -6,11 +6,13 @@ the key is held: whoever comes with the same one waits, and then finds the work,
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from session_supervisor.clock import Clock
-from session_supervisor.errors import ClaimConflict
+from session_supervisor.errors import ClaimConflict, Unavailable
 from session_supervisor.latch import Latch
 from session_supervisor.stores.port import Store
 from session_supervisor.stores.records import Claim
@@ -36,6 +38,7 @@ class Hold:
         self._claims = claims
         self._owner = owner
         self._wanted = wanted
+        self._kept = False
 
     def claim(self, session_id: str, turn_id: str | None) -> Claim:
         """Return what is to be stored along with the work.
@@ -57,7 +60,18 @@ class Hold:
 
     def release(self) -> None:
         """Let the next one look: the work is stored, or was not begun. Again does no harm."""
-        self._claims.release(self._owner, self._wanted.key, self)
+        if not self._kept:
+            self._claims.release(self._owner, self._wanted.key, self)
+
+    def keep(self) -> Callable[[], None]:
+        """Hold on, though `release` be called, until what this returns is called."""
+        self._kept = True
+
+        def over() -> None:
+            self._kept = False
+            self.release()
+
+        return over
 
 
 class Claims:
@@ -67,11 +81,13 @@ class Claims:
         store: Keeps what they stand for.
         clock: What time it is.
         valid_s: Seconds that a key stands for its work.
+        wait_s: Seconds to wait for work under the same key that is just being begun.
     """
 
-    def __init__(self, store: Store, *, clock: Clock, valid_s: float) -> None:
+    def __init__(self, store: Store, *, clock: Clock, valid_s: float, wait_s: float = 30.0) -> None:
         self.clock = clock
         self.valid_s = valid_s
+        self._wait_s = wait_s
         self._store = store
         self._held: dict[tuple[str, str], tuple[Hold, Latch]] = {}
 
@@ -84,10 +100,18 @@ class Claims:
 
         Raises:
             ClaimConflict: It stands for something else.
+            Unavailable: The store is slow to begin what it stands for.
         """
         name = (owner, wanted.key)
-        while (held := self._held.get(name)) is not None:
-            await held[1].wait()
+        time_limit = asyncio.timeout(self._wait_s)
+        try:
+            async with time_limit:
+                while (held := self._held.get(name)) is not None:
+                    await held[1].wait()
+        except TimeoutError as error:
+            if not time_limit.expired():
+                raise
+            raise Unavailable from error
         hold = Hold(self, owner, wanted)
         self._held[name] = hold, Latch()
         try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from session_supervisor.agents.port import Tree
 from session_supervisor.claims import Claims
 from session_supervisor.clock import Clock
 from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import INITIAL, State
 from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
-from session_supervisor.messages import Closed, Control, Query
+from session_supervisor.messages import Closed, CloseReason, Control, Query
 from session_supervisor.quotas import Account
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.spec import SessionKind, SessionSpec
@@ -43,13 +45,16 @@ class SessionCore:
         restarts: Its restarts, against the policy.
         wakeup: What its actor sleeps by.
         clock: What time it is.
-        state: Where it is in its life.
+        state: Where it is in its life, to its actor.
         agent_session_id: What to resume the conversation with.
         has_context: Whether the conversation holds anything that a fresh one would not.
         failure: Why it failed, once it has.
+        look: Says what processes it has; None without one.
         stored: What the store knows of it.
         closed: Why and how it ended, once it has.
         ended: Set when it has ended and nothing of it runs any more.
+        deleted_at: When its owner closed it, if what it said is still to be read; set by the
+            supervisor, after its end.
     """
 
     session_id: str
@@ -73,9 +78,22 @@ class SessionCore:
     agent_session_id: str | None = None
     has_context: bool = False
     failure: str | None = None
+    look: Callable[[], Awaitable[Tree]] | None = None
     stored: SessionRecord | None = None
     closed: Closed | None = None
     ended: Latch = field(default_factory=Latch)
+    deleted_at: datetime | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has ended here alone: the next supervisor on its store goes on with it."""
+        drained = self.closed is not None and self.closed.reason is CloseReason.DRAINED
+        return drained and self.store.durable
+
+    @property
+    def standing(self) -> State:
+        """Where it is, to others: one that goes on is not closed but asleep."""
+        return self.record().state if self.goes_on else self.state
 
     def record(self, *, closed: bool = False) -> SessionRecord:
         """Return what must be known to go on with it in another process of ours.
@@ -99,4 +117,5 @@ class SessionCore:
             failure=self.failure,
             total_cost_usd=self.ledger.total_cost_usd,
             conversation_cost_usd=self.ledger.conversation_cost_usd,
+            deleted_at=self.deleted_at,
         )

@@ -8,6 +8,7 @@ SupervisorError
 │   ├── TurnNotFound
 │   ├── SessionClosed          it ended; start another
 │   ├── SessionFailed          it gave up restarting; close it
+│   ├── SessionSpoiled         what is stored of it is damaged; close it
 │   ├── Busy                   a turn runs, and the caller would not wait
 │   ├── MailboxFull            too much waits already; retry later
 │   ├── AtCapacity             too many sessions or processes; retry later
@@ -28,6 +29,7 @@ SupervisorError
     ├── SequenceConflict       the log is not where the writer believes
     ├── UnknownSession         there is no such session, or it was erased
     ├── AlreadyExists          there is a session with that id
+    ├── Spoiled                what is stored cannot be understood
     └── ClaimTaken             the key stands for other work already
 """
 
@@ -72,6 +74,18 @@ class NotAllowed(InvalidSpec):
     """A value of the request asks for what the operator has not allowed."""
 
     code = "not_allowed"
+
+
+class SessionSpoiled(Refused):
+    """What is stored of the session is damaged, so that it cannot go on. It can be closed."""
+
+    code = "session_spoiled"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"What is stored of session {session_id} is damaged. The server's operator can restore "
+            "a backup; or delete the session."
+        )
 
 
 class SessionNotFound(Refused):
@@ -323,6 +337,15 @@ class AlreadyExists(StoreError):
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"The store has a session {session_id!r} already.")
+
+
+class Spoiled(StoreError):
+    """Something that is stored is damaged, so that nobody can tell what it said."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(
+            f"{what} is damaged in the store ({reason}). Restore a backup, or delete the session."
+        )
 
 
 class ClaimTaken(StoreError):

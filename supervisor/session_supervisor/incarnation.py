@@ -20,6 +20,7 @@ from session_supervisor.agents.port import (
     Binding,
     Exit,
     Fingerprint,
+    Tree,
 )
 from session_supervisor.config import Watchdogs
 from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed
@@ -142,6 +143,15 @@ class Incarnation:
     def pid(self) -> int | None:
         """The process id, if there is a process with one of its own."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def came_up(self) -> bool:
+        """Whether there is or was a process."""
+        return self._process is not None
+
+    async def tree(self) -> Tree:
+        """Look what processes there are; none before it is up."""
+        return Tree() if self._process is None else await self._process.tree()
 
     def send(self, prompt: Prompt) -> None:
         """Hand over a prompt; `Faulty` follows if that fails."""

@@ -158,6 +158,8 @@ class EventLog:
         self._unstored.clear()
         self._held.clear()
         self.forget()
+        # The store may have more than anybody was shown: what it took too late.
+        self._wake()
 
     def forget(self) -> None:
         """Keep nothing at hand: readers that come back are served from the store."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeAlias, TypeVar
 
-from session_supervisor.agents.port import Exit
+from session_supervisor.agents.port import Exit, Tree
 from session_supervisor.lifecycle import State
 from session_supervisor.mailbox import Reply
 from session_supervisor.quotas import Place
@@ -84,7 +84,7 @@ class Closed:
 
     Attributes:
         reason: Why it ended.
-        exit: How its last process ended; None if it had none at the time.
+        exit: How its last process ended; None if it never had one, or had given it up.
     """
 
     reason: CloseReason
@@ -100,10 +100,12 @@ class Inspection:
         state: Where it is in its life.
         turn_id: The running turn, if any.
         turn_origin: Who began that turn.
-        queued: Turns that wait.
+        queued: Turns that wait, which is what its work lane holds.
+        waiting_control: What else its control lane holds.
         waiting_for: What the session waits for, in words; None when idle.
         last_message_s: Seconds since its process last said anything; None without a process.
         pid: Its process, if that is one of its own.
+        tree: That and all that it started, looked at right after the rest.
         agent_session_id: The id that its conversation would be resumed with.
         background: Tasks that the agent has running in the background.
         restarts: How often its process was restarted after a crash.
@@ -116,6 +118,7 @@ class Inspection:
     turn_id: str | None
     turn_origin: Origin | None
     queued: int
+    waiting_control: int
     waiting_for: str | None
     last_message_s: float | None
     pid: int | None
@@ -124,6 +127,7 @@ class Inspection:
     restarts: int
     next_timer: tuple[str, float] | None
     last_seq: int
+    tree: Tree = field(default_factory=Tree)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,12 +181,15 @@ class Interrupt(_Message[Interrupted]):
     """Stop a turn.
 
     Attributes:
-        turn_id: Only this one, running or queued; None for the one that is next to end.
+        turn_id: Only this one, running or queued, else it is refused; None for the one that is
+            next to end.
         queued: Take every queued turn out as well.
+        ended: Whether that turn is known to have ended, so that only the queued ones are left.
     """
 
     turn_id: str | None = None
     queued: bool = False
+    ended: bool = False
     urgency: int = 1
 
 

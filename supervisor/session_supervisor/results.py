@@ -104,6 +104,8 @@ class TurnRecord:
         result: How it ended, once it has.
         first_seq: Sequence number of its first event.
         last_seq: Sequence number of its terminal event, once it has ended.
+        timeout_s: Seconds from its acceptance after which it is given up, or from when another
+            supervisor found it; None never.
     """
 
     session_id: str
@@ -118,3 +120,4 @@ class TurnRecord:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     result: TurnResult | None = None
+    timeout_s: float | None = None

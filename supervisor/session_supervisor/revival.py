@@ -8,14 +8,18 @@ does not have are forgotten, and the others are as it knows them.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection
 
 from session_supervisor import events
 from session_supervisor.core import SessionCore
+from session_supervisor.errors import Spoiled
 from session_supervisor.lifecycle import State
 from session_supervisor.messages import Interrupt
-from session_supervisor.results import Phase, TurnRecord
+from session_supervisor.results import Outcome, Phase, TurnRecord
 from session_supervisor.stores.port import Store
+
+logger = logging.getLogger(__name__)
 
 
 async def text_of(store: Store, turn: TurnRecord) -> str:
@@ -41,6 +45,24 @@ async def text_of(store: Store, turn: TurnRecord) -> str:
     return "".join(text for _, text in pieces)
 
 
+async def text_left(store: Store, turn: TurnRecord) -> str:
+    """Return what a turn had answered, as far as it is stored and can be read.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    try:
+        return await text_of(store, turn)
+    except Spoiled:
+        # Its events say so to whoever reads them; it ends without them.
+        logger.exception(
+            "what turn %s said cannot be read",
+            turn.turn_id,
+            extra={"session_id": turn.session_id, "turn_id": turn.turn_id},
+        )
+        return ""
+
+
 async def revive(core: SessionCore, *, refused: Collection[str], within_s: float) -> None:
     """Bring a session back to what is stored of it. Its next actor finds it asleep.
 
@@ -57,12 +79,18 @@ async def revive(core: SessionCore, *, refused: Collection[str], within_s: float
         lease = await core.store.acquire(core.session_id)
         records = await core.store.turns(core.session_id)
         texts = {
-            record.turn_id: await text_of(core.store, record)
+            record.turn_id: await text_left(core.store, record)
             for record in records
             if record.phase is not Phase.ENDED
         }
     core.log.resume(lease)
     core.ledger.go_back(records, texts, lambda: core.account.take_turn(None))
+    # What kept the store from storing may have kept the agent as well: where no turn completed,
+    # it need not know of the conversation, and a fresh one forgets nothing that was announced.
+    core.has_context = any(
+        record.result is not None and record.result.outcome is Outcome.COMPLETED
+        for record in records
+    )
     core.stored = None
     core.state = State.HIBERNATED if core.failure is None else State.FAILED
     core.mailbox.reopen()

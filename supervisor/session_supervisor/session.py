@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
 from uuid import uuid4
@@ -22,8 +22,10 @@ from session_supervisor.errors import (
     InvalidSpec,
     Refused,
     SessionClosed,
+    StoreError,
     TurnFailed,
     TurnNotFound,
+    Unavailable,
 )
 from session_supervisor.events import Event, Gap
 from session_supervisor.lifecycle import ACTIVE, State
@@ -61,6 +63,7 @@ class SessionSnapshot:
         restarts: How often its process was restarted after a crash.
         last_seq: Number of its last event.
         total_cost_usd: What its turns have cost so far, in US dollars.
+        deleted: Whether it was closed by its owner, and only what it said is still there.
     """
 
     session_id: str
@@ -73,6 +76,7 @@ class SessionSnapshot:
     restarts: int
     last_seq: int
     total_cost_usd: float
+    deleted: bool = False
 
 
 def check_query(prompt: str, timeout_s: float | None) -> None:
@@ -164,7 +168,8 @@ class TurnHandle:
             Unavailable: The store fails. How the turn ended is known when it does not any more.
         """
         await self._turn.announced.wait()
-        if self._turn.result is None:
+        # Not by the result alone: a turn that was left may yet get one that is not stored.
+        if self._turn.end is None or self._turn.result is None:
             raise Draining if self._turn.left is None else self._turn.left()
         return self._turn.result
 
@@ -272,12 +277,12 @@ class Session:
     @property
     def state(self) -> State:
         """Where it is in its life."""
-        return self._core.state
+        return self._core.standing
 
     @property
     def active(self) -> bool:
         """Whether it takes queries, or will again."""
-        return self._core.state in ACTIVE
+        return self._core.standing in ACTIVE
 
     async def query(
         self,
@@ -372,10 +377,25 @@ class Session:
         Raises:
             TurnNotFound: There is no turn `turn_id`.
             SessionClosed: The session has ended.
+            Unavailable: The store fails, and only it could know the turn.
         """
         message = Interrupt(turn_id=turn_id, queued=queued)
         self._core.mailbox.offer_control(message)
+        try:
+            return await message.reply.wait()
+        except TurnNotFound:
+            # Not by the actor, which must not depend on what is read for somebody else.
+            if turn_id is None or not await self._has_ended(turn_id):
+                raise
+        message = Interrupt(turn_id=turn_id, queued=queued, ended=True)
+        self._core.mailbox.offer_control(message)
         return await message.reply.wait()
+
+    async def _has_ended(self, turn_id: str) -> bool:
+        try:
+            return await self._core.store.turn(self._core.session_id, turn_id) is not None
+        except StoreError as error:
+            raise Unavailable from error
 
     async def inspect(self) -> Inspection:
         """Say what the session is doing, also in the middle of a turn.
@@ -385,7 +405,10 @@ class Session:
         """
         message = Inspect()
         self._core.mailbox.offer_control(message)
-        return await message.reply.wait()
+        found = await message.reply.wait()
+        # Not by the actor, which has other things to do than to look at processes.
+        look = self._core.look
+        return found if look is None else replace(found, tree=await look())
 
     async def close(self) -> Closed:
         """End the session; returns when its process is gone. Closing again does no harm."""
@@ -448,6 +471,27 @@ class Session:
         records.update((turn.turn_id, turn) for turn in core.ledger.records())
         return tuple(records.values())
 
+    async def told(self, *, after: int = 0, limit: int) -> tuple[TurnRecord, ...]:
+        """Return turns that the agent was handed, those that have ended in the order of their ends.
+
+        Behind the last of these come those that run.
+
+        Args:
+            after: Number of an event: only turns whose last one came later, or will.
+            limit: Most turns to return, at least 1.
+        """
+        core = self._core
+        # Looked at first: one that ends meanwhile is told of twice, and not never.
+        running = [turn for turn in core.ledger.records() if turn.started_at is not None]
+        found = {
+            turn.turn_id: turn
+            for turn in await core.store.told(core.session_id, after=after, limit=limit)
+        }
+        if len(found) < limit:
+            for turn in running:
+                found.setdefault(turn.turn_id, turn)
+        return tuple(found.values())[:limit]
+
     async def _knows(self, turn_id: str) -> bool:
         core = self._core
         # Nothing may be awaited between the last look and the offer of the query.
@@ -481,11 +525,12 @@ class Session:
             session_id=core.session_id,
             owner=core.owner,
             kind=core.kind,
-            state=core.state,
+            state=core.standing,
             model=core.spec.model,
             created_at=core.created_at,
             queued=core.mailbox.waiting_work,
             restarts=core.restarts.total,
             last_seq=core.log.last_seq,
             total_cost_usd=core.ledger.total_cost_usd,
+            deleted=core.deleted_at is not None,
         )

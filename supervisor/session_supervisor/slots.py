@@ -3,7 +3,8 @@
 A session that wants a process takes a slot, and waits for one if there is none; those who came
 first get the next. While there is too little room for those who wait, or too little memory for
 those who live, sessions that rest are asked to give up their process, the least recently used
-first, and no more of them than it takes.
+first, and no more of them than it takes. Where none rests, those that have had their process for
+some turns while others waited let these have one, and wait themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from collections.abc import Awaitable, Callable
 
 from session_supervisor.agents.port import Tree
 from session_supervisor.memory import Memory
+
+PATIENCE_S = 30.0
+"""Seconds that somebody waits before those who always have something to do make room, too."""
 
 
 class Slots:
@@ -30,6 +34,7 @@ class Slots:
         # Ordered, so that what is measured first does not depend on hashes.
         self._holders: dict[str, Callable[[], Awaitable[Tree]] | None] = {}
         self._waiting: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
+        self._since: dict[str, float] = {}
         self._resting: OrderedDict[str, Callable[[], None]] = OrderedDict()
         self._leaving: set[str] = set()
 
@@ -78,8 +83,9 @@ class Slots:
         if not self._waiting and self._room:
             self._holders[session_id] = None
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[session_id] = turn
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._waiting[session_id], self._since[session_id] = turn, loop.time()
         self._share_out()
         try:
             await turn
@@ -89,6 +95,7 @@ class Slots:
             raise
         finally:
             self._waiting.pop(session_id, None)
+            self._since.pop(session_id, None)
 
     def lives(self, session_id: str, look: Callable[[], Awaitable[Tree]]) -> None:
         """Note that a process is up, and how it is looked at."""
@@ -122,16 +129,33 @@ class Slots:
             self._leaving.discard(session_id)
             self._make_room()
 
+    def yields(self, session_id: str) -> bool:
+        """Return whether a session is to give its process up though it has more to do.
+
+        It is taken to do so. Of those who wait for long each is let in by one.
+
+        Args:
+            session_id: A session that is between two turns.
+        """
+        long_ago = asyncio.get_running_loop().time() - PATIENCE_S
+        impatient = sum(self._since[one] <= long_ago for one in self._waiting)
+        if impatient <= len(self._leaving):
+            return False
+        self._resting.pop(session_id, None)
+        self._leaving.add(session_id)
+        return True
+
     async def measure(self) -> None:
         """Look what memory the processes take, and act on it."""
         if self._memory is None:
             return
-        for session_id, look in tuple(self._holders.items()):
-            if look is not None:
-                tree = await look()
-                # Meanwhile it may have been given back, and taken anew.
-                if tree.pids and self._holders.get(session_id) is look:
-                    self._memory.measured(session_id, tree.pss_bytes)
+        looks = {one: look for one, look in self._holders.items() if look is not None}
+        # All at the same time, so that an agent may answer all of them with one look.
+        trees = await asyncio.gather(*(look() for look in looks.values()))
+        for (session_id, look), tree in zip(looks.items(), trees, strict=True):
+            # Meanwhile it may have been given back, and taken anew.
+            if tree.pids and self._holders.get(session_id) is look:
+                self._memory.measured(session_id, tree.pss_bytes)
         self._share_out()
 
     @property

@@ -40,12 +40,13 @@ from session_supervisor.errors import (
     Refused,
     SessionClosed,
     SessionNotFound,
+    SessionSpoiled,
     StoreError,
     Unavailable,
     UnknownSession,
 )
 from session_supervisor.latch import Latch
-from session_supervisor.lifecycle import ACTIVE, INITIAL, State
+from session_supervisor.lifecycle import INITIAL, State
 from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
 from session_supervisor.memory import memory_of
@@ -54,7 +55,7 @@ from session_supervisor.monitors import Down, Monitor, Notice
 from session_supervisor.quotas import Account, Place, Quota, Usage
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
-from session_supervisor.revival import revive, text_of
+from session_supervisor.revival import revive, text_left
 from session_supervisor.session import (
     Session,
     SessionSnapshot,
@@ -68,7 +69,7 @@ from session_supervisor.slots import Slots
 from session_supervisor.spec import LOCAL_OWNER, Prompt, SessionKind, SessionSpec
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
-from session_supervisor.stores.records import Claim, Lease, SessionRecord
+from session_supervisor.stores.records import Claim, Damaged, Lease, SessionRecord
 from session_supervisor.timers import Wakeup
 from session_supervisor.turns import Ledger
 from session_supervisor.workspaces import PrivateDirectories, Workspaces
@@ -77,6 +78,10 @@ logger = logging.getLogger(__name__)
 
 ERASE_AGAIN_S = 60.0
 """Seconds after which a session that could not be erased is tried again."""
+
+TRIM_EVERY_S = 60.0
+TRIM_PAUSE_S = 0.02
+"""Seconds until the store is asked again to drop what it does not keep, and between its steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,7 @@ class SupervisorSnapshot:
         draining: Whether no new work is taken.
         memory_bytes: What the processes take, as last measured; None where nobody looks.
         memory_budget_bytes: What they may take; None where nobody looks.
+        damaged: Ids of sessions that are there, but cannot be read from the store.
     """
 
     sessions: tuple[SessionSnapshot, ...]
@@ -104,6 +110,7 @@ class SupervisorSnapshot:
     draining: bool
     memory_bytes: int | None = None
     memory_budget_bytes: int | None = None
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -149,12 +156,18 @@ class Supervisor:
             self._config.workspace, keep=self._store.durable
         )
         self._clock = clock or Clock()
-        self._claims = Claims(self._store, clock=self._clock, valid_s=self._config.claim_s)
+        self._claims = Claims(
+            self._store,
+            clock=self._clock,
+            valid_s=self._config.claim_s,
+            wait_s=self._config.watchdogs.store_s,
+        )
         self._random = random
         self._entries: dict[str, _Entry] = {}
         # Of owners that have something; whatever counts holds on to its account.
         self._accounts = WeakValueDictionary[str, Account]()
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._damaged: dict[str, Damaged] = {}
         self._monitors: set[Monitor] = set()
         self._starting = asyncio.Semaphore(self._config.max_starting)
         memory = self._config.memory
@@ -182,6 +195,7 @@ class Supervisor:
             await self._recover()
             if self._slots.memory_budget_bytes is not None:
                 self._own(self._measure(), name="measure memory")
+            self._own(self._trim(), name="trim the store")
         except BaseException:
             await to_the_end(self._shut_down())
             raise
@@ -207,7 +221,8 @@ class Supervisor:
             if entry.forget is not None:
                 entry.forget.cancel()
             if not self._store.durable:
-                await self._release(entry)
+                with suppress(OSError):  # it is in the log, and the next may be removed
+                    await self._release(entry)
         await self._store.aclose()
         await self._workspaces.aclose()
 
@@ -284,10 +299,7 @@ class Supervisor:
         return await self._claims.find(owner, claim) is not None
 
     def _claimed(self, claim: Claim) -> SessionCore:
-        entry = self._entries.get(claim.session_id)
-        if entry is None:
-            raise SessionNotFound(claim.session_id)
-        return entry.core
+        return self._entry_of(claim.session_id, None).core
 
     async def query(
         self,
@@ -400,12 +412,42 @@ class Supervisor:
             owner: Find only this owner's; None finds anybody's.
 
         Raises:
-            SessionNotFound: There is none, or it is somebody else's.
+            SessionNotFound: There is none, it is somebody else's, or it was closed.
+            SessionSpoiled: What is stored of it is damaged.
         """
+        return self._entry_of(session_id, owner).session
+
+    def kept(self, session_id: str, *, owner: str | None = None) -> Session:
+        """Return a session to read what it said, also one that was closed and is not erased yet.
+
+        Args:
+            session_id: Which.
+            owner: Find only this owner's; None finds anybody's.
+
+        Raises:
+            SessionNotFound: There is none, or it is somebody else's.
+            SessionSpoiled: What is stored of it is damaged.
+        """
+        return self._entry_of(session_id, owner, deleted=True).session
+
+    def _entry_of(self, session_id: str, owner: str | None, *, deleted: bool = False) -> _Entry:
         entry = self._entries.get(session_id)
-        if entry is None or (owner is not None and entry.core.owner != owner):
+        if entry is None and self._is_damaged(session_id, owner):
+            raise SessionSpoiled(session_id)
+        if (
+            entry is None
+            or (owner is not None and entry.core.owner != owner)
+            or (entry.core.deleted_at is not None and not deleted)
+        ):
             raise SessionNotFound(session_id)
-        return entry.session
+        return entry
+
+    def _is_damaged(self, session_id: str, owner: str | None) -> bool:
+        """Whether there is a damaged session, and it is this owner's or nobody knows whose."""
+        damaged = self._damaged.get(session_id)
+        if damaged is None:
+            return False
+        return owner is None or damaged.session is None or damaged.session.owner == owner
 
     def list(self, *, owner: str | None = None) -> tuple[Session, ...]:
         """Return the conversations that take queries, oldest first.
@@ -417,12 +459,15 @@ class Supervisor:
             entry.session
             for entry in self._entries.values()
             if entry.core.kind is SessionKind.CONVERSATION
-            and entry.core.state in ACTIVE
+            and entry.session.active
             and (owner is None or entry.core.owner == owner)
         )
 
     async def close(self, session_id: str, *, owner: str | None = None) -> Closed:
         """End a session and forget it; returns when its process is gone.
+
+        What it said is erased by then or, if `Retention.closed_s` says so, later: until then it can
+        be read by `kept`.
 
         Args:
             session_id: Which.
@@ -432,17 +477,62 @@ class Supervisor:
             SessionNotFound: There is none, or it is somebody else's.
             Unavailable: Something of it could not be erased. Close it again.
         """
-        session = self.get(session_id, owner=owner)
-        entry = self._entries[session_id]
-        closed = await session.close()
         try:
-            await to_the_end(self._forget(entry))
-        except (StoreError, AgentError) as error:
+            entry = self._entry_of(session_id, owner)
+        except SessionSpoiled:
+            return await self._close_damaged(session_id, owner)
+        closed = await entry.session.close()
+        try:
+            if self._config.retention.closed_s > 0 and entry.ours:
+                await to_the_end(self._delete(entry))
+            else:
+                await to_the_end(self._forget(entry))
+        except (StoreError, AgentError, OSError, TimeoutError) as error:
             logger.exception(
                 "session %s could not be erased", session_id, extra={"session_id": session_id}
             )
             raise Unavailable from error
         return closed
+
+    async def _delete(self, entry: _Entry) -> None:
+        """Let nobody find a session that was closed, but who reads what it said.
+
+        Raises:
+            StoreError: It cannot be stored.
+        """
+        core = entry.core
+        if core.deleted_at is not None or self._entries.get(core.session_id) is not entry:
+            return
+        core.deleted_at = self._clock.now()
+        try:
+            await core.log.commit(session=core.record(closed=True))
+        except BaseException:
+            core.deleted_at = None
+            raise
+        if entry.forget is not None:
+            entry.forget.cancel()
+            entry.forget = None
+        self._ended.pop(core.session_id, None)
+        self._keep_for_a_while(entry)
+
+    async def _close_damaged(self, session_id: str, owner: str | None) -> Closed:
+        """Erase what is left of a session that nobody can go on with."""
+        damaged = self._damaged[session_id]
+        if damaged.session is None and owner is not None:
+            # Whose it was cannot be told any more: that is for who may close everybody's.
+            raise SessionSpoiled(session_id)
+        try:
+            if damaged.session is not None:
+                await self._erase_record(damaged.session)
+            else:
+                await self._store.erase(session_id)
+        except (StoreError, AgentError, OSError) as error:
+            logger.exception(
+                "session %s could not be erased", session_id, extra={"session_id": session_id}
+            )
+            raise Unavailable from error
+        self._damaged.pop(session_id, None)
+        return Closed(reason=CloseReason.REQUESTED)
 
     # -- look and listen -----------------------------------------------------------------
 
@@ -458,6 +548,7 @@ class Supervisor:
             draining=self._draining,
             memory_bytes=self._slots.memory_bytes,
             memory_budget_bytes=self._slots.memory_budget_bytes,
+            damaged=tuple(self._damaged),
         )
 
     def usage(self, owner: str) -> Usage:
@@ -563,11 +654,19 @@ class Supervisor:
         if self._draining:
             raise Draining
 
-    def _own(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def _own(
+        self,
+        work: Coroutine[Any, Any, None],
+        *,
+        name: str,
+        over: Callable[[], None] | None = None,
+    ) -> None:
         """Run what contains its own failures, and outwait it when the supervisor is left."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if over is not None:
+            task.add_done_callback(lambda _: over())
 
     def _vacate(self, entry: _Entry) -> None:
         """Let others have the places of a session that takes no more queries."""
@@ -611,7 +710,9 @@ class Supervisor:
             if creating.done():
                 await to_the_end(undoing)
             else:
-                self._own(undoing, name=f"undo session {session_id}")
+                # Whoever comes with the same key must not find what is about to be undone.
+                over = None if hold is None else hold.keep()
+                self._own(undoing, name=f"undo session {session_id}", over=over)
             if isinstance(error, StoreError):
                 logger.exception("a session could not be stored")
                 raise Unavailable from error
@@ -632,7 +733,8 @@ class Supervisor:
             )
         finally:
             if record.private:
-                await self._workspaces.release(Path(record.cwd))
+                with suppress(OSError):  # it is in the log
+                    await self._workspaces.release(Path(record.cwd))
 
     def _entry(
         self, record: SessionRecord, lease: Lease, place: Place | None, *, state: State
@@ -675,6 +777,7 @@ class Supervisor:
             has_context=record.has_context,
             failure=record.failure,
             stored=record,
+            deleted_at=record.deleted_at,
         )
         return _Entry(
             core, self._session(core), Path(record.cwd) if record.private else None, place
@@ -689,7 +792,18 @@ class Supervisor:
         if isinstance(self._agent, Recovers):
             await self._agent.recover()
         for found in await self._store.take_over():
+            if isinstance(found, Damaged):
+                logger.error(
+                    "session %s is set aside: %s",
+                    found.session_id,
+                    found.reason,
+                    extra={"session_id": found.session_id},
+                )
+                self._damaged[found.session_id] = found
+                continue
             record = found.session
+            # First of all: an entry that nothing runs for would be waited for without end.
+            texts = [await text_left(self._store, turn) for turn in found.open_turns]
             counts = record.kind is SessionKind.CONVERSATION and record.state is State.HIBERNATED
             place = self._account(record.owner).take_session(None) if counts else None
             # One that was closed with turns left open was cut off in the middle of that.
@@ -703,8 +817,7 @@ class Supervisor:
                 self._bury(entry.core)
                 self._keep_for_a_while(entry)
                 continue
-            for turn in found.open_turns:
-                text = await text_of(self._store, turn)
+            for turn, text in zip(found.open_turns, texts, strict=True):
                 turn_place = entry.core.account.take_turn(None)
                 entry.core.ledger.restore(turn, text=text, place=turn_place)
             if closed:
@@ -740,8 +853,7 @@ class Supervisor:
                 failure=core.failure,
             )
         )
-        drained = core.closed is not None and core.closed.reason is CloseReason.DRAINED
-        if not (drained and self._store.durable):  # then it has not ended, and is not forgotten
+        if not core.goes_on:  # then it has not ended, and is not forgotten
             self._keep_for_a_while(entry)
 
     async def _act(self, entry: _Entry, cut_off: Failure) -> ExceptionGroup | None:
@@ -799,6 +911,16 @@ class Supervisor:
             except Exception:  # an adapter that breaks its contract takes nobody with it
                 logger.exception("the memory of the agents' processes could not be measured")
 
+    async def _trim(self) -> None:
+        """Have the store drop what is not kept, a little at a time."""
+        while not self._draining:
+            try:
+                more = await self._store.trim(now=self._clock.now())
+            except StoreError:
+                logger.exception("the store could not drop what is not kept any more")
+                more = False
+            await self._sleep(TRIM_PAUSE_S if more else TRIM_EVERY_S)
+
     async def _prepare(self, entry: _Entry) -> None:
         if entry.private_cwd is not None:
             await self._workspaces.restore(entry.private_cwd)
@@ -825,7 +947,9 @@ class Supervisor:
             if isinstance(message, Query) and message.claim is None
         ]
         fenced = fault.subgroup(Fenced) is not None
-        again = delay_s > self._config.restarts.base_delay_s
+        restarts = self._config.restarts
+        # After a first fault at once: those who wait need not be told that it takes long.
+        again = delay_s > restarts.base_delay_s * (1.0 + restarts.jitter)
         while not fenced and not self._draining:
             if again:
                 core.ledger.suspend(Unavailable)
@@ -883,7 +1007,7 @@ class Supervisor:
             try:
                 (event,) = await core.log.commit(
                     (end, turn.turn_id),
-                    turns=core.ledger.take_changed(),
+                    turns=(turn.stored(),),
                     session=core.record(closed=True),
                 )
             except Exception:  # the store's failure may be why we are here
@@ -905,14 +1029,21 @@ class Supervisor:
     def _keep_for_a_while(self, entry: _Entry) -> None:
         """Let a session that ended be read until retention ends."""
         retention = self._config.retention
-        session_id = entry.core.session_id
+        session_id, deleted_at = entry.core.session_id, entry.core.deleted_at
         if session_id in self._ended or self._entries.get(session_id) is not entry:
             return
         loop = asyncio.get_running_loop()
+        since, kept_s = entry.core.active_at, retention.ended_s
+        if deleted_at is not None:
+            since, kept_s = deleted_at, retention.closed_s
+        if retention.age_s is not None:
+            kept_s = min(kept_s, retention.age_s)
         # One that was found has been so for a while.
-        ended_s = (self._clock.now() - entry.core.active_at).total_seconds()
-        after_s = min(max(0.0, retention.ended_s - ended_s), retention.ended_s)
+        ended_s = (self._clock.now() - since).total_seconds()
+        after_s = min(max(0.0, kept_s - ended_s), kept_s)
         entry.forget = loop.call_later(after_s, self._forget_later, entry)
+        if deleted_at is not None:  # its owner does not know of others that end
+            return
         self._ended[session_id] = None
         while len(self._ended) > retention.ended_sessions:
             oldest, _ = self._ended.popitem(last=False)
@@ -953,13 +1084,19 @@ class Supervisor:
             self._ended.pop(session_id, None)
 
     async def _erase(self, entry: _Entry, *, claims: bool = False) -> None:
-        core = entry.core
-        if isinstance(self._agent, Forgets) and core.agent_session_id is not None:
-            fingerprint = Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd, kind=core.kind)
-            await self._agent.forget(fingerprint, core.agent_session_id)
-        await self._release(entry)
+        await self._erase_record(entry.core.record(closed=True), claims=claims)
+
+    async def _erase_record(self, record: SessionRecord, *, claims: bool = False) -> None:
+        # First: what an agent remembers of a directory goes only if that is gone.
+        if record.private:
+            await self._workspaces.release(Path(record.cwd))
+        if isinstance(self._agent, Forgets) and record.agent_session_id is not None:
+            fingerprint = Fingerprint.of(
+                record.spec, owner=record.owner, cwd=record.cwd, kind=record.kind
+            )
+            await self._agent.forget(fingerprint, record.agent_session_id)
         # Last: whatever failed before, the session is still there to try again.
-        await self._store.erase(core.session_id, claims=claims)
+        await self._store.erase(record.session_id, claims=claims)
 
     async def _release(self, entry: _Entry) -> None:
         if entry.private_cwd is not None:

@@ -37,6 +37,7 @@ class Turn:
     accepted_at: datetime
     accepted_time: float
     first_seq: int
+    timeout_s: float | None = None
     place: Place | None = None
     phase: Phase = Phase.QUEUED
     answer: Answer = field(default_factory=Answer)
@@ -63,6 +64,7 @@ class Turn:
             accepted_at=record.accepted_at,
             accepted_time=0.0,
             first_seq=record.first_seq,
+            timeout_s=record.timeout_s,
             phase=record.phase,
             started_at=record.started_at,
             ended_at=record.ended_at,
@@ -77,7 +79,7 @@ class Turn:
 
     def record(self) -> TurnRecord:
         """Return the turn as it is now. Its result shows once its end is announced."""
-        return self._record(ended=self.announced.is_set())
+        return self._record(ended=self.end is not None)
 
     def stored(self) -> TurnRecord:
         """Return the turn as the store is to know it: with its end as soon as it has one."""
@@ -97,6 +99,7 @@ class Turn:
             started_at=self.started_at,
             ended_at=self.ended_at if ended else None,
             result=self.result if ended else None,
+            timeout_s=self.timeout_s,
         )
 
 
@@ -188,6 +191,7 @@ class Ledger:
         origin: Origin,
         prompt: str,
         first_seq: int,
+        timeout_s: float | None = None,
         place: Place | None = None,
     ) -> Turn:
         """Enter a turn.
@@ -197,6 +201,7 @@ class Ledger:
             origin: Who began it.
             prompt: What was asked.
             first_seq: Number that its first event will have.
+            timeout_s: Seconds after which it is given up; None never.
             place: Given back when its end is announced.
         """
         turn = Turn(
@@ -207,6 +212,7 @@ class Ledger:
             accepted_at=self._clock.now(),
             accepted_time=self._clock.monotonic(),
             first_seq=first_seq,
+            timeout_s=timeout_s,
             place=place,
         )
         self._turns[turn_id] = self._changed[turn_id] = turn
@@ -295,13 +301,16 @@ class Ledger:
         turn.announced.set()
         self._turns.pop(turn.turn_id, None)
 
-    def suspend(self, reason: Callable[[], Refused]) -> None:
+    def suspend(self, reason: Callable[[], Refused], *, queued_only: bool = False) -> None:
         """Let nobody wait for turns of which nothing will be heard for long.
 
         Args:
             reason: Makes what those hear who wait.
+            queued_only: Leave those alone that run.
         """
         for turn in self._turns.values():
+            if queued_only and turn.phase is not Phase.QUEUED:
+                continue
             if turn.place is not None:
                 turn.place.release()
             if turn.phase is Phase.ENDED:  # an end that is not stored is none

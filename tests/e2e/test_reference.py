@@ -293,7 +293,8 @@ def test_a_conversation_lives_as_documented_from_start_to_delete(client: Client)
     assert '"And a polecat?"' in reply["response"]
     assert '1. "What is a ferret?"' in reply["response"], "it remembers"
 
-    assert client.delete(path) == {"status": "closed", "session_id": session_id}
+    closed = client.delete(path)
+    assert (closed["status"], closed["session_id"]) == ("closed", session_id)
     client.get(path, expect=404)
     client.post(f"{path}/query", prompt="Are you there?", expect=404)
     client.post(f"{path}/interrupt", expect=404)

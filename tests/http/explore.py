@@ -92,6 +92,7 @@ def explore(
     url: str | None = None,
     token: str | None = None,
     tools: Iterable[str],
+    models: str | None = None,
     most: int,
     boundaries: bool = True,
     listen_s: float = PATIENCE_S,
@@ -104,6 +105,7 @@ def explore(
         url: where it is served.
         token: The key to send where one is needed.
         tools: Names of tools that the server has.
+        models: Pattern of the names that its agent takes for a model's; None: it takes any.
         most: Random requests of each operation, and chains of operations.
         boundaries: Whether to try every boundary of every field, some hundred requests.
         listen_s: Seconds to listen to a session that may say nothing more.
@@ -138,7 +140,7 @@ def explore(
     if token is not None:
         configuration["auth"] = {"openapi": {"bearer": {"bearer": token}}}
     schema = schemathesis.openapi.from_dict(
-        _with_what_only_the_operator_knows(document, tools),
+        _with_what_only_the_operator_knows(document, tools, models),
         config=cast(Any, schemathesis.Config).from_dict(configuration),
     )
     if app is not None:
@@ -162,8 +164,10 @@ def _case(recorder: ScenarioRecorder, case_id: str) -> Any:
     return cast(Any, recorder.cases[case_id]).value
 
 
-def _with_what_only_the_operator_knows(document: Mapping[str, Any], tools: Iterable[str]) -> Json:
-    """Return a description in which the tools are named, and streams are left to us.
+def _with_what_only_the_operator_knows(
+    document: Mapping[str, Any], tools: Iterable[str], models: str | None
+) -> Json:
+    """Return a description in which tools and models are named, and streams are left to us.
 
     Schemathesis takes the schema of a stream for that of each of its events.
     """
@@ -172,6 +176,9 @@ def _with_what_only_the_operator_knows(document: Mapping[str, Any], tools: Itera
         for option in schema.get("properties", {}).get("allowed_tools", {}).get("anyOf", ()):
             if "items" in option:
                 option["items"]["enum"] = list(tools)
+        for option in schema.get("properties", {}).get("model", {}).get("anyOf", ()):
+            if models is not None and option["type"] == "string":
+                option["pattern"] = models
     for methods in found["paths"].values():
         for operation in methods.values():
             stream = operation["responses"]["200"]["content"].get("text/event-stream", {})

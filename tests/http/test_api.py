@@ -458,6 +458,9 @@ async def test_the_events_of_a_session_can_be_read_again_from_any_of_them() -> N
     [
         {"params": {"after": 999}},
         {"params": {"after": "x"}},
+        {"params": {"after": "1.0"}},
+        {"params": {"after": "1_0"}},
+        {"params": {"after": " 1"}},
         {"headers": {"Last-Event-ID": "999"}},
         {"headers": {"Last-Event-ID": "-1"}},
         {"headers": {"Last-Event-ID": "one"}},

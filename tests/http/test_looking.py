@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,7 @@ import httpx
 import pytest
 
 from session_http.schemas import ProcessExit
-from session_http.transcript import messages_of
-from session_supervisor import (
-    Origin,
-    Outcome,
-    RestartPolicy,
-    SupervisorConfig,
-    TurnRecord,
-    TurnResult,
-)
+from session_supervisor import RestartPolicy, SupervisorConfig
 from session_supervisor.agents.port import Exit
 from session_supervisor.agents.scripted import (
     BeginAlone,
@@ -33,7 +24,6 @@ from session_supervisor.agents.scripted import (
     by_prompt,
 )
 from session_supervisor.errors import Failure, FailureCode
-from session_supervisor.results import Phase
 from tests.http.contract import judged
 from tests.http.keyring import Keys
 from tests.http.servers import World, eventually, in_process, world
@@ -109,38 +99,6 @@ async def test_a_transcript_has_prompts_and_answers_in_order() -> None:
         outcomes = [message["outcome"] for message in reply["messages"]]
         assert outcomes[1::2][:2] == ["completed", "failed"]
         assert outcomes[8] == "interrupted"
-
-
-def test_a_turn_that_waited_while_the_agent_began_another_comes_after_it() -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def turn(turn_id: str, origin: Origin, first_seq: int, last_seq: int | None) -> TurnRecord:
-        running = last_seq is None
-        result = TurnResult(
-            session_id="s", turn_id=turn_id, origin=origin, outcome=Outcome.COMPLETED, text="done"
-        )
-        return TurnRecord(
-            session_id="s",
-            turn_id=turn_id,
-            origin=origin,
-            prompt="",
-            phase=Phase.RUNNING if running else Phase.ENDED,
-            text="",
-            accepted_at=moment,
-            first_seq=first_seq,
-            last_seq=last_seq,
-            started_at=moment,
-            ended_at=None if running else moment,
-            result=None if running else result,
-        )
-
-    turns = [
-        turn("runs", Origin.USER, 3, None),
-        turn("waited", Origin.USER, 2, 9),
-        turn("began", Origin.AGENT, 5, 7),
-    ]
-    ids = [message.id for message in messages_of(turns)]
-    assert ids == ["began.assistant", "waited.user", "waited.assistant", "runs.user"]
 
 
 async def test_what_the_model_never_saw_is_not_in_the_transcript() -> None:
@@ -317,8 +275,19 @@ async def test_a_session_can_be_inspected_in_the_middle_of_a_turn_and_after_its_
         (turn,) = (await client.get(f"{path}/turns")).json()["turns"]
         assert (found["turn_id"], found["turn_origin"]) == (turn["turn_id"], "user")
         assert found["next_timer_s"] > 0
+        assert (found["processes"], found["pss_bytes"]) == ([], 0), "it has none of its own"
+        waits = asyncio.create_task(client.post(f"{path}/query", json={"prompt": "hi"}))
+
+        async def one_waits() -> bool:
+            found = (await client.get(f"{path}/inspect")).json()
+            return bool(found["lanes"] == {"control": 0, "work": 1})
+
+        await eventually(one_waits)
+        assert (await client.get("/supervisor")).json()["sessions"][0]["inside"][
+            "state"
+        ] == "running"
         await client.post(f"{path}/interrupt")
-        await asking
+        await asyncio.gather(asking, waits)
         once = (await client.post("/query", json={"prompt": "hi"})).json()
         ended = f"/session/{once['session_id']}/inspect"
 
@@ -344,6 +313,14 @@ async def test_an_admin_sees_the_whole_tree_and_nobody_else_does(tmp_path: Path)
         assert [session["kind"] for session in tree["sessions"]] == ["conversation", "oneoff"]
         session = tree["sessions"][0]
         assert (session["owner"], session["state"]) == ("ann", "idle")
+        assert session["inside"]["state"] == "idle"
+        await client.post(f"/session/{session['session_id']}/hibernate", headers=ann)
+
+        async def nothing_goes_on() -> bool:
+            sessions = (await client.get("/supervisor", headers=root)).json()["sessions"]
+            return [one["inside"] for one in sessions] == [None, None]
+
+        await eventually(nothing_goes_on)
         assert session["session_id"] == reply.json()["session_id"]
         inspected = await client.get(f"/session/{session['session_id']}/inspect", headers=root)
         assert inspected.status_code == 200

@@ -30,6 +30,7 @@ from session_supervisor.errors import (
     SessionClosed,
     SessionFailed,
     SessionNotFound,
+    Spoiled,
     StoreError,
     TurnFailed,
     TurnNotFound,
@@ -115,7 +116,13 @@ def test_what_may_pass_says_when_to_try_again(error: Refused) -> None:
 
 def test_what_nobody_foresaw_is_not_explained_to_the_caller() -> None:
     assert problem_of(ZeroDivisionError("secret")) is None
-    assert problem_of(StoreError("secret")) is None
+    failing = problem_of(StoreError("secret"))
+    assert failing is not None
+    assert failing.code == "store_unavailable"
+    assert "secret" not in str(failing.body())
+    damaged = problem_of(Spoiled("A turn", "ValueError"))
+    assert damaged is not None
+    assert (damaged.status, damaged.code) == (500, "session_spoiled")
     problem = unforeseen("request-1")
     assert problem.status == 500
     assert "request-1" in problem.detail

@@ -24,7 +24,7 @@ from session_http.findings import Finding
 from session_http.sources import load
 from session_http.statedir import Lock, StateDir, StateError
 from session_supervisor.stores.sqlite import SqliteStore, schema
-from tests.http.test_cli import ROOT, ends, running
+from tests.http.test_cli import ROOT, ends, listens, running, says
 
 pytestmark = pytest.mark.anyio
 
@@ -192,6 +192,41 @@ def test_what_a_killed_server_had_for_a_while_is_removed(state: StateDir) -> Non
     for name in (mine, nobodys, "an operators own"):
         (state.workspaces / name).mkdir()
     assert state.unknown_workspaces({mine}) == [state.workspaces / nobodys]
+
+
+@pytest.mark.parametrize("emptied", [False, True], ids=["gone", "empty"])
+def test_what_sessions_wrote_outlives_their_database(state: StateDir, emptied: bool) -> None:
+    """Who moves a damaged one away, as the server says, may put a backup in its place."""
+    directory = state.workspaces / str(uuid.uuid4())
+    directory.mkdir()
+    (directory / "work").write_text("of days")
+    state.make_database().write_bytes(b"SQLite format 3\0")
+    assert state.set_workspaces_aside() is None
+    if emptied:
+        state.database.write_bytes(b"")
+    else:
+        state.database.unlink()
+    aside = state.set_workspaces_aside()
+    assert aside is not None
+    assert aside.parent == state.path
+    assert (aside / directory.name / "work").read_text() == "of days"
+    assert list(state.workspaces.iterdir()) == []
+    assert mode(state.workspaces) == 0o700
+    assert state.set_workspaces_aside() is None, "there is nothing in it"
+
+
+def test_a_server_without_its_database_removes_nothing_of_its_sessions(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state" / "offline")
+    state.prepare()
+    directory = state.workspaces / str(uuid.uuid4())
+    directory.mkdir()
+    with running(tmp_path, *OFFLINE, f"--state-dir={tmp_path / 'state'}") as process:
+        says(process, "private directories are kept")
+        listens(process)
+        process.terminate()
+        status, _ = ends(process)
+    assert status == 0
+    assert [one.name for one in state.path.glob("workspaces-*/*")] == [directory.name]
 
 
 def test_a_temporary_one_ends_with_its_server_or_with_the_next(

@@ -25,8 +25,10 @@ from session_supervisor.agents.port import (
     BackgroundWork,
     Exit,
     Initialized,
+    Member,
     TextBlock,
     TextDelta,
+    Tree,
     TurnBegan,
     TurnEnded,
 )
@@ -46,6 +48,7 @@ from session_supervisor.agents.scripted import (
 from session_supervisor.config import Retention
 from session_supervisor.errors import (
     AgentMissing,
+    AgentStartFailed,
     AtCapacity,
     Draining,
     FailureCode,
@@ -366,6 +369,21 @@ async def test_one_answered_probe_is_no_licence_to_hang() -> None:
 
 
 @virtual()
+async def test_a_start_that_fails_does_not_hide_how_the_last_process_ended() -> None:
+    agent = ManualAgent()
+    async with supervisor_of(agent) as supervisor:
+        session = await supervisor.start()
+        await asyncio.sleep(1)
+        agent.spawn_error = AgentStartFailed("no")
+        agent.processes[0].die()
+        await asyncio.sleep(100)
+        assert (await session.inspect()).state is State.FAILED
+        died = agent.processes[0].exit
+        assert died is not None
+        assert (await session.close()).exit == died
+
+
+@virtual()
 async def test_the_id_of_the_process_is_known_while_there_is_one() -> None:
     agent = ManualAgent()
     agent.pid, agent.spawn_s = 4711, 1.0
@@ -373,10 +391,15 @@ async def test_the_id_of_the_process_is_known_while_there_is_one() -> None:
         session = await supervisor.start()
         assert (await session.inspect()).pid is None
         await asyncio.sleep(2)
-        assert (await session.inspect()).pid == 4711
+        tree = Tree(members=(Member(pid=4711, parent=1, name="agent", pss_bytes=5),))
+        agent.processes[0].grown = tree
+        seen = await session.inspect()
+        assert (seen.pid, seen.tree) == (4711, tree)
+        assert (seen.queued, seen.waiting_control) == (0, 0)
         agent.processes[0].die()
         await asyncio.sleep(0.1)
-        assert (await session.inspect()).pid is None
+        seen = await session.inspect()
+        assert (seen.pid, seen.tree) == (None, Tree())
 
 
 @virtual()

@@ -428,3 +428,26 @@ def test_a_supervisor_that_kept_nothing_leaves_no_directory(
 
     asyncio.run(work())
     assert list(tmp_path.glob("session-supervisor-*")) == []
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@virtual()
+async def test_an_agent_that_stored_as_little_as_the_store_has_another_conversation(
+    earlier: bool,
+) -> None:
+    store, agent = HardStore(durable=True), slow_agent()
+    async with supervisor_on(store, agent) as supervisor:
+        session = await supervisor.start()
+        if earlier:
+            await (await session.query("before")).result()
+        running = await session.query("slow")
+        await asyncio.sleep(2.1)
+        conversation = (await session.inspect()).agent_session_id
+        assert conversation is not None
+        agent.lose(conversation)
+        store.bad_appends = 1
+        assert (await running.wait()).outcome is Outcome.LOST
+        result = await (await session.query("later")).wait()
+        # What completed may not be forgotten in silence; what was lost may be.
+        assert session.active is not earlier
+        assert result.text == ("" if earlier else "You said: later")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from session_supervisor import MemoryPolicy
-from session_supervisor.agents.port import Fingerprint, Tree
+from session_supervisor.agents.port import Fingerprint, Member, Tree
 from session_supervisor.agents.scripted import Say, ScriptedAgent, ScriptedProcess, by_prompt
 from session_supervisor.errors import AtCapacity, MemoryFull
 from session_supervisor.lifecycle import State
@@ -21,6 +21,11 @@ from tests.support.sessions import supervising
 from tests.support.virtual_time import VirtualWorld, virtual
 
 MIB = 2**20
+
+
+def tree_of(size: int) -> Tree:
+    """Return a process alone that takes so many bytes."""
+    return Tree(members=(Member(pid=1, parent=0, name="one", pss_bytes=size),))
 
 
 class Room(RuleBasedStateMachine):
@@ -61,7 +66,7 @@ class Room(RuleBasedStateMachine):
 
     async def look(self, name: str) -> Tree:
         await asyncio.sleep(0)
-        return Tree(pids=(1,), pss_bytes=self.sizes[name]) if name in self.sizes else Tree()
+        return tree_of(self.sizes[name]) if name in self.sizes else Tree()
 
     @precondition(lambda self: self.holding)
     @rule(index=st.integers(0, 9))
@@ -164,7 +169,7 @@ class GrowingAgent(ScriptedAgent):
         async def tree() -> Tree:
             assert process.binding is not None
             size = self.sizes.get(process.binding.session_id, 100 * MIB)
-            return Tree(pids=(1,), pss_bytes=size)
+            return tree_of(size)
 
         process.tree = tree  # type: ignore[method-assign]
         return process
