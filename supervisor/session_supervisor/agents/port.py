@@ -279,16 +279,41 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One process of a tree.
+
+    Attributes:
+        pid: Its id.
+        parent: Id of its parent, which is not in the tree if it is the first or disowned.
+        name: Short name of its program.
+        pss_bytes: What it takes of the machine's memory, shared pages counted in part.
+    """
+
+    pid: int
+    parent: int
+    name: str
+    pss_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """A process and all that it started, disowned children included.
 
     Attributes:
-        pids: Their ids, its own first; empty where there is no process, or none any more.
-        pss_bytes: What they take of the machine's memory, shared pages counted in part.
+        members: All of them, itself first; empty where there is no process, or none any more.
     """
 
-    pids: tuple[int, ...] = ()
-    pss_bytes: int = 0
+    members: tuple[Member, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Their ids, its own first."""
+        return tuple(member.pid for member in self.members)
+
+    @property
+    def pss_bytes(self) -> int:
+        """What they take of the machine's memory together."""
+        return sum(member.pss_bytes for member in self.members)
 
 
 class AgentProcess(Protocol):

@@ -21,6 +21,7 @@ from session_supervisor.agents.claude import (
     configdir,
     launch,
     models,
+    proc,
     sandbox,
     tools,
     variables,
@@ -228,7 +229,7 @@ class ClaudeAgent:
             AgentStartFailed: It did not come up; the error has its last words.
             ResumeNotFound: It does not know the conversation.
         """
-        marker = str(uuid.uuid4())
+        marker = str(uuid.uuid4()) if self._manifest is None else self._manifest.new_marker()
         try:
             # Also here, because much of what comes before the program opens files as well.
             require_descriptors()
@@ -270,6 +271,8 @@ class ClaudeAgent:
             raise AgentStartFailed(
                 f"Claude Code cannot be started in the session's directory: {reason}."
             ) from error
+        if not proc.tag(program.pid, marker):
+            _log.debug("A process of Claude Code carries its marker in its environment alone")
         translator = Translator(now=time.time)
         process = ClaudeProcess(
             program,

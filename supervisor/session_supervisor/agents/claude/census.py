@@ -7,9 +7,12 @@ import logging
 from collections.abc import Mapping
 
 from session_supervisor.agents.claude import proc
-from session_supervisor.agents.port import Tree
+from session_supervisor.agents.port import Member, Tree
 
 _log = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+"""Seconds that a look may take: it has to wait for a process that maps memory just then."""
 
 
 class Census:
@@ -18,6 +21,8 @@ class Census:
     def __init__(self) -> None:
         """Begin with nobody asking."""
         self._looking: asyncio.Task[Mapping[int, proc.Process]] | None = None
+        # One thread at a time: more of them only take the event loop's turns away.
+        self._measuring = asyncio.Lock()
 
     async def tree(self, marker: str, pid: int | None) -> Tree:
         """Return what carries a marker, and what that has started.
@@ -27,11 +32,13 @@ class Census:
             pid: The process that all of it descends from; None if that has ended.
         """
         try:
-            processes = await self._everybody()
-            roots = () if pid is None else (pid,)
-            pids = proc.family(processes, markers=(marker,), roots=roots)
-            return Tree(pids=tuple(pids), pss_bytes=await asyncio.to_thread(_memory, pids))
-        except OSError:
+            async with asyncio.timeout(_LOOK_S):
+                processes = await self._everybody()
+                roots = () if pid is None else (pid,)
+                pids = proc.family(processes, markers=(marker,), roots=roots)
+                async with self._measuring:
+                    return Tree(members=await asyncio.to_thread(_members, processes, pids))
+        except OSError:  # a TimeoutError is one
             _log.warning("The processes of a session cannot be counted", exc_info=True)
             return Tree()
 
@@ -50,5 +57,13 @@ class Census:
             looking.exception()  # whoever asked may not wait any more
 
 
-def _memory(pids: list[int]) -> int:
-    return sum(map(proc.memory, pids))
+def _members(processes: Mapping[int, proc.Process], pids: list[int]) -> tuple[Member, ...]:
+    return tuple(
+        Member(
+            pid=pid,
+            parent=processes[pid].parent,
+            name=processes[pid].name,
+            pss_bytes=proc.memory(pid),
+        )
+        for pid in pids
+    )

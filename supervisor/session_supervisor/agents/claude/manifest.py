@@ -3,18 +3,20 @@
 They get a SIGTERM when we die, and a busy one takes seconds to heed it, a disowned child gets none.
 The successor must not start a second process on a conversation meanwhile. A process is known by its
 id and start together: an id alone may be somebody else's by now. What it has started is known by
-the marker.
+the marker. That also begins with a name of the place that the directory is in, by which processes
+are found that could not be listed, for a full disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
-import shutil
 import signal
 import time
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from session_supervisor.agents.claude import configdir, proc
+from session_supervisor.agents.claude.scratch import remove_left
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +68,10 @@ class Manifest:
         """Name the directory; it is made when it is needed."""
         self._folder = Path(folder)
 
+    def new_marker(self) -> str:
+        """Return one for a process that is to be started."""
+        return f"{self._origin()}{uuid.uuid4()}"
+
     async def enter(self, marker: str, *, scratch: str, pid: int = 0) -> None:
         """List a process: before it is started, and again when it has an id.
 
@@ -99,6 +106,18 @@ class Manifest:
 
     # In a thread
 
+    def _origin(self) -> str:
+        """Return what our markers begin with; nothing where there is no place yet.
+
+        The path alone would not do: containers that see each other's processes may have the same.
+        """
+        try:
+            place = self._folder.parent.stat()
+        except OSError:
+            return ""
+        name = f"{place.st_dev} {place.st_ino}"
+        return f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}-"
+
     def _path(self, marker: str) -> Path:
         return self._folder / f"{marker}.json"
 
@@ -122,7 +141,7 @@ class Manifest:
         left = self._left()
         boot = _boot()
         live = {one.pid: one.started for one in left if one.pid and one.boot == boot}
-        markers = {one.marker for one in left if one.boot == boot}
+        markers = {one.marker for one in left if one.boot == boot} | self._unlisted()
         ended: set[int] = set()
         if markers:
             _signal(_remaining(live, markers, ended), signal.SIGTERM)
@@ -136,10 +155,14 @@ class Manifest:
                 _signal(remaining, signal.SIGKILL)
                 time.sleep(_PAUSE_S)
         for one in left:
-            if os.path.basename(one.scratch).startswith("claude-"):
-                shutil.rmtree(one.scratch, ignore_errors=True)
+            remove_left(one.scratch)
             self._path(one.marker).unlink(missing_ok=True)
         return len(ended)
+
+    def _unlisted(self) -> set[str]:
+        origin = self._origin()
+        found = {one.marker for one in proc.everybody().values()} if origin else set[str]()
+        return {marker for marker in found if marker.startswith(origin)}
 
     def _left(self) -> list[Listed]:
         if not self._folder.is_dir():

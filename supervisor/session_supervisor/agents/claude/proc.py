@@ -2,16 +2,21 @@
 
 The shells of the CLI's tools have sessions of their own, and a disowned child has no parent any
 more: neither process groups nor the process tree find them. What they cannot help having is the
-environment that they were started with, and in it our marker; and what a child is started with an
-empty one has, for as long as its parent lives, is that parent.
+environment that they were started with, and in it our marker. A child that is started with an empty
+one still has the limits of its parent, so that the marker is in one of these, too (`tag`): the time
+that a process may take at real-time priority, which nobody means to limit to some thousand years.
+It passes through fork, exec and setsid, and only who means to get rid of it does.
 
 Everything here blocks, for some milliseconds: call it in a thread. Without /proc there is nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,7 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing of the process that was looked at."""
 
 _ENTRY = f"{MARKER}=".encode()
+_LIMIT = b"Max realtime timeout"
 _PROC = Path("/proc")
 
 
@@ -31,14 +37,18 @@ class Process:
 
     Attributes:
         parent: Id of its parent.
+        name: What the kernel calls it, at most 15 bytes.
         started: When it was started, in ticks since the machine was. Along with its id it names
             it: ids are used again.
-        marker: The marker that it carries, empty for none.
+        marker: The marker in its environment, empty for none.
+        tag: Its limit that may hold a marker, in microseconds; 0 for none.
     """
 
     parent: int
     started: int
+    name: str = ""
     marker: str = ""
+    tag: int = 0
 
 
 def look(pid: int) -> Process | None:
@@ -49,10 +59,43 @@ def look(pid: int) -> Process | None:
     """
     stat = _read(pid, "stat")
     # The name in parentheses may hold anything. After it: state, parent, and 17 others.
-    fields = stat.rpartition(b")")[2].split()
+    head, _, rest = stat.rpartition(b")")
+    fields = rest.split()
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
-    return Process(parent=int(fields[1]), started=int(fields[19]), marker=_marker(pid))
+    return Process(
+        parent=int(fields[1]),
+        started=int(fields[19]),
+        name=head.partition(b"(")[2].decode(errors="replace"),
+        marker=_marker(pid),
+        tag=_tag(pid),
+    )
+
+
+def tag(pid: int, marker: str) -> bool:
+    """Have a process, and all that it starts from now on, carry a marker also in its limits.
+
+    Args:
+        pid: A child of ours, just started.
+        marker: Which.
+
+    Returns:
+        Whether it does: a limit of ours may be lower already, and some containers forbid it.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        limit = tag_of(marker)
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(pid, resource.RLIMIT_RTTIME, (limit, limit))
+            return True
+    return False
+
+
+def tag_of(marker: str) -> int:
+    """Return the limit that stands for a marker, in microseconds."""
+    digest = hashlib.blake2b(marker.encode(), digest_size=8).digest()
+    return 1 << 60 | int.from_bytes(digest) >> 4
 
 
 def everybody() -> dict[int, Process]:
@@ -80,14 +123,17 @@ def family(
 
     Args:
         processes: All that there are.
-        markers: Those that carry one of these.
+        markers: Those that carry one of these, in their environment or their limits.
         roots: Those with one of these ids.
     """
     children: dict[int, list[int]] = {}
     for pid, process in processes.items():
         children.setdefault(process.parent, []).append(pid)
     found = dict.fromkeys(pid for pid in roots if pid in processes)
-    found |= dict.fromkeys(pid for pid, one in processes.items() if one.marker in markers)
+    tags = {tag_of(marker) for marker in markers}
+    found |= dict.fromkeys(
+        pid for pid, one in processes.items() if one.marker in markers or one.tag in tags
+    )
     waiting = list(found)
     while waiting:
         for pid in children.get(waiting.pop(), ()):
@@ -130,6 +176,13 @@ def _marker(pid: int) -> str:
         return ""
     entries = (one for one in environ.split(b"\0") if one.startswith(_ENTRY))
     return next(entries, _ENTRY)[len(_ENTRY) :].decode(errors="replace")
+
+
+def _tag(pid: int) -> int:
+    limits = _read(pid, "limits")
+    at = limits.find(_LIMIT)
+    fields = limits[at + len(_LIMIT) :].split(maxsplit=2)
+    return int(fields[1]) if at >= 0 and len(fields) == 3 and fields[1].isdigit() else 0
 
 
 def _read(pid: int, name: str) -> bytes:

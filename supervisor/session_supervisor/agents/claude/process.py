@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
+_STOPPED = "It was stopped."
+
 _FOR_THE_SDK = frozenset({"control_request", "control_response", "control_cancel_request"})
 
 _AHEAD = 1000
@@ -123,6 +125,7 @@ class ClaudeProcess:
         self._pump: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[Exit] | None = None
         self._cause = ""
+        self._asked_to_leave = False
         self._handed: set[str] = set()
         self._background = 0
         self._boundary = asyncio.Event()
@@ -159,9 +162,10 @@ class ClaudeProcess:
         code = self._program.returncode
         if code is None:
             return None
-        return Exit(
-            returncode=code, cause=self._cause or _described(code), stderr=self._program.stderr
-        )
+        # It may have been killed by somebody else before it heard of us.
+        stopped = self._asked_to_leave and (code >= 0 or -code in self._program.sent)
+        cause = self._cause or (_STOPPED if stopped else _described(code))
+        return Exit(returncode=code, cause=cause, stderr=self._program.stderr)
 
     def bind(self, binding: Binding) -> None:
         """Tie it to a session."""
@@ -228,7 +232,7 @@ class ClaudeProcess:
     async def _stop(self) -> Exit:
         program = self._program
         if program.returncode is None:
-            self._cause = self._cause or "It was stopped."
+            self._asked_to_leave = True
             await self._leave()
         # A stopped one (SIGSTOP) would take a gentler signal only when somebody lets it go on.
         if not program.is_stopped():
@@ -289,7 +293,7 @@ class ClaudeProcess:
             _log.exception("The output of Claude Code could not be handled")
             self._cause = f"Its output could not be handled: {error!r}"
         else:
-            if not await self._program.wait(self._times.terminate):
+            if not await self._program.wait(self._times.terminate) and not self._asked_to_leave:
                 self._cause = self._cause or "It closed its output."
         finally:
             await self._program.kill()

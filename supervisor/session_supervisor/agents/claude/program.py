@@ -50,12 +50,15 @@ class Program(asyncio.SubprocessProtocol):
 
     Attributes:
         on_stderr: Hears each line of standard error.
+        sent: The signals that we have sent it.
     """
 
     on_stderr: Callable[[str], None] | None
+    sent: set[signal.Signals]
 
     def __init__(self, *, stderr_lines: int) -> None:
         self.on_stderr = None
+        self.sent = set()
         self._transport: asyncio.SubprocessTransport | None = None
         self._stdout = asyncio.StreamReader(limit=_CHUNK)
         self._stderr: deque[str] = deque(maxlen=stderr_lines)
@@ -163,6 +166,7 @@ class Program(asyncio.SubprocessProtocol):
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, unless it has ended."""
         if not self._exited.is_set():
+            self.sent.add(number)
             # Not by way of the transport, which would reap it behind the event loop's back.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
+_FOLDER = "claude-"
+"""How the name of what holds them begins."""
+
 _TRIES = 5
 """How often a directory is tried; what then is still there is the operator's."""
 
@@ -44,7 +47,7 @@ class Scratches:
             OSError: It cannot be made.
         """
         if self._folder is None or not os.path.isdir(self._folder):
-            self._folder = tempfile.mkdtemp(prefix="claude-", dir=below)
+            self._folder = tempfile.mkdtemp(prefix=_FOLDER, dir=below)
         try:
             # A short name: the CLI makes sockets in it, whose paths may not be long.
             return tempfile.mkdtemp(prefix="", dir=self._folder)
@@ -81,6 +84,15 @@ class Scratches:
         if self._folder is not None:
             with suppress(OSError):
                 os.rmdir(self._folder)
+
+
+def remove_left(scratch: str) -> None:
+    """Remove one that a predecessor made, and what held it if it held no other."""
+    folder = os.path.dirname(scratch)
+    if os.path.basename(folder).startswith(_FOLDER):
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 def _remove(scratches: tuple[str, ...]) -> frozenset[str]:

@@ -57,8 +57,13 @@ def change(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-async def test_what_is_listed_gets_time_to_leave(start: Start, tmp_path: Path) -> None:
-    process = start(f"trap 'sleep 0.2; touch {tmp_path}/left; exit 0' TERM; echo; sleep 60 & wait")
+async def test_what_is_listed_gets_time_to_leave(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_GENTLE_S", 60.0)  # however busy the machine is
+    # The child says that all is there: one that is only about to come would not be counted.
+    trap = f"sleep 0.2; touch {tmp_path}/left; exit 0"
+    process = start(f"trap '{trap}' TERM; sh -c 'echo; exec sleep 60' & wait")
     listed = Manifest(tmp_path / "processes")
     await listed.enter("a", scratch="", pid=process.pid)
     assert await Manifest(tmp_path / "processes").recover() >= 2
@@ -108,12 +113,14 @@ async def test_a_damaged_list_still_has_the_markers(
 
 async def test_scratch_directories_go_along(tmp_path: Path) -> None:
     listed = Manifest(tmp_path / "processes")
-    for name in ("claude-x", "precious"):
-        (tmp_path / name / "below").mkdir(parents=True)
-        await listed.enter(name, scratch=str(tmp_path / name))
+    for folder in ("claude-x", "precious"):
+        scratch = tmp_path / folder / "one"
+        (scratch / "below").mkdir(parents=True)
+        await listed.enter(folder, scratch=str(scratch))
     (tmp_path / "processes" / "half.new").touch()
     assert await listed.recover() == 0
     assert sorted(os.listdir(tmp_path)) == ["precious", "processes"]
+    assert os.listdir(tmp_path / "precious") == ["one"]
     assert not os.listdir(tmp_path / "processes")
 
 
@@ -139,6 +146,21 @@ async def test_a_list_that_cannot_be_written_costs_no_session(
     listed = Manifest(tmp_path / "file" / "processes")
     await listed.enter("a", scratch="")
     assert "cannot be listed" in caplog.text
+
+
+async def test_what_could_not_be_listed_is_ended_too_and_only_that(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    here, there = Manifest(tmp_path / "processes"), Manifest(tmp_path / "other" / "processes")
+    mine = start("echo; exec sleep 60", **{MARKER: here.new_marker()})
+    theirs = start("echo; exec sleep 60", **{MARKER: there.new_marker()})
+    nobodys = start("echo; exec sleep 60", **{MARKER: str(uuid.uuid4())})
+    os.kill(mine.pid, signal.SIGSTOP)  # it does not heed the SIGTERM that it got when we died
+    assert await Manifest(tmp_path / "processes").recover() == 1
+    assert mine.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert proc.look(theirs.pid) is not None
+    assert proc.look(nobodys.pid) is not None
 
 
 async def test_a_recovery_does_not_hold_the_loop_up(start: Start, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from session_supervisor.spec import JsonObject
 pytestmark = pytest.mark.anyio
 
 KEY = TranscriptKey(project_key="-work", session_id="c")
+HANGS_S = 60.0
+"""Seconds after which something will not happen any more, however busy the machine is."""
 
 
 class Store:
@@ -91,7 +93,7 @@ async def test_lines_are_stored_in_order_and_waited_for(store: Store, original: 
     mirror = Mirror(store, projects=original.projects)
     for n in range(100):
         mirror.accept(original.write(f"a{n}", f"B{n}"))
-    assert await mirror.flush(5)
+    assert await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written
     assert store.appends < 5
     mirror.accept(original.write("last"))
@@ -115,17 +117,17 @@ async def test_what_could_not_be_stored_is_caught_up_with_and_leaves_no_hole(
 ) -> None:
     mirror = Mirror(store, projects=original.projects)
     mirror.accept(original.write("a"))
-    await mirror.flush(5)
+    await mirror.flush(HANGS_S)
     store.failures = 3
     mirror.accept(original.write("b", "X"))
-    assert await mirror.flush(5)
+    assert await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written[:1]
     store.failures = 1
     mirror.accept(original.write("c"))
-    await mirror.flush(5)
+    await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written[:1]
     mirror.accept(original.write("d"))
-    await mirror.flush(5)
+    await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written
     assert await mirror.aclose() == {"c"}
 
@@ -134,6 +136,7 @@ async def test_a_store_that_stalls_is_not_waited_for_and_memory_is_bounded(
     store: Store, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirror_module, "_MOST", 1000)
+    monkeypatch.setattr(mirror_module, "_APPEND_S", HANGS_S)  # it stalls for as long as the test
     mirror = Mirror(store, projects=original.projects)
     store.open.clear()
     for n in range(500):
@@ -142,7 +145,7 @@ async def test_a_store_that_stalls_is_not_waited_for_and_memory_is_bounded(
         assert len(mirror._pending) < 50  # pyright: ignore[reportPrivateUsage]
     assert not await mirror.flush(0.01)
     store.open.set()
-    assert await mirror.flush(5)
+    assert await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written
     assert await mirror.aclose() == {"c"}
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
-from session_supervisor.agents.claude import proc
+from session_supervisor.agents.claude import census, proc
 from session_supervisor.agents.claude.census import Census
 from session_supervisor.agents.claude.launch import MARKER
 from session_supervisor.agents.claude.proc import Process
@@ -56,6 +58,41 @@ def test_a_process_is_known_by_its_parent_its_start_and_its_marker(
     assert os.getpid() not in proc.everybody()
 
 
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_RTTIME)[1] != resource.RLIM_INFINITY,
+    reason="this process has the limit already",
+)
+def test_a_tag_passes_to_all_that_is_started_from_then_on_and_nothing_else_does() -> None:
+    empty = ["/usr/bin/env", "-i", "/bin/sh", "-c", "read _; (sleep 60 & echo $!); read _"]
+    with subprocess.Popen(
+        empty, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert proc.tag(process.pid, "m")
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        orphan = int(process.stdout.readline())
+        everybody = proc.everybody()
+        assert everybody[orphan].parent != process.pid
+        assert everybody[orphan].marker == ""
+        assert {*proc.family(everybody, markers=["m"])} == {process.pid, orphan}
+        assert proc.family(everybody, markers=["n"]) == []
+        assert proc.family(everybody) == []
+        os.killpg(process.pid, 9)
+
+
+def test_what_cannot_be_tagged_is_no_failure() -> None:
+    assert not proc.tag(2**22 + 1, "m")
+
+
+def test_tags_are_limits_that_nothing_ever_reaches() -> None:
+    tags = {proc.tag_of(str(n)) for n in range(1000)}
+    assert len(tags) == 1000
+    assert min(tags) >= 2**60
+    assert max(tags) < 2**61
+
+
 def test_a_zombie_is_nobody() -> None:
     with subprocess.Popen(["/bin/true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -93,15 +130,35 @@ async def test_a_census_counts_processes_and_their_memory(
     assert tree.pss_bytes > 0
     assert (await Census().tree("m", None)).pids == tree.pids
     assert await Census().tree("n", None) == Tree()
+    first, second = tree.members
+    assert (first.name, second.name) == ("sh", "sleep")
+    assert (first.parent, second.parent) == (os.getpid(), parent.pid)
+    assert 0 < second.pss_bytes < tree.pss_bytes
+
+
+async def test_a_look_that_takes_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(census, "_LOOK_S", 0.01)
+    let_go = threading.Event()
+
+    def stuck() -> dict[int, Process]:
+        let_go.wait()
+        return {}
+
+    with patch.object(proc, "everybody", stuck):
+        assert await Census().tree("m", 1) == Tree()
+        let_go.set()
+    assert "cannot be counted" in caplog.text
 
 
 async def test_who_asks_together_shares_one_look(parent: subprocess.Popen[bytes]) -> None:
-    census = Census()
+    shared = Census()
     with patch.object(proc, "everybody", wraps=proc.everybody) as looks:
-        trees = await asyncio.gather(*(census.tree("m", parent.pid) for _ in range(10)))
+        trees = await asyncio.gather(*(shared.tree("m", parent.pid) for _ in range(10)))
         assert looks.call_count == 1
         assert {tree.pids[0] for tree in trees} == {parent.pid}
-        await census.tree("m", parent.pid)
+        await shared.tree("m", parent.pid)
         assert looks.call_count == 2
 
 
