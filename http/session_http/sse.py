@@ -243,14 +243,16 @@ class EventStreamResponse(Response):
             await self._send(send, piece)
 
     async def _farewell(self) -> bytes:
-        """Return what to say at the end of a closed log."""
+        """Return what to say where the log ends, for ever or for a while."""
         stream = self._stream
-        closed = await stream.session.ended()
-        if stream.turn is None and closed.reason is not CloseReason.DRAINED:
-            return b""
-        after = stream.cursor.after
+        bye = events.Bye(after=stream.cursor.after, reason="store_unavailable")
+        if not stream.cursor.stalled:
+            closed = await stream.session.ended()
+            if stream.turn is None and closed.reason is not CloseReason.DRAINED:
+                return b""
+            bye = events.Bye(after=stream.cursor.after)
         return frame(
-            events.Bye(after=after),
+            bye,
             session_id=self._session_id,
             turn_id=None if stream.turn is None else stream.turn.turn_id,
             seq=None,  # it is no event of the log; browsers keep the id that they had

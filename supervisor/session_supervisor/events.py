@@ -218,15 +218,18 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bye:
-    """The log ends here, though the turn has not: the server is going away.
+    """The stream ends here, though what it is of has not.
 
     Made for one reader; never stored.
 
     Attributes:
         after: The cursor to come back with.
+        reason: `draining`: the server is going away; `store_unavailable`: it cannot store anything
+            at the moment, and goes on when it can.
     """
 
     after: int
+    reason: Literal["draining", "store_unavailable"] = "draining"
     type: Literal["bye"] = "bye"
 
 

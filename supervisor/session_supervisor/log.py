@@ -54,6 +54,7 @@ class EventLog:
         self._unstored: list[Event] = []
         self._held: list[Draft] = []
         self._stored_seq = self._last_seq = self._reserved_seq = lease.last_seq
+        self._stalled = False
         self._closed = False
         self._changed: asyncio.Event | None = None
 
@@ -76,6 +77,11 @@ class EventLog:
     def unseen(self) -> bool:
         """Whether something was published that nobody sees before the next commit."""
         return bool(self._held)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing may come for long."""
+        return self._stalled
 
     @property
     def closed(self) -> bool:
@@ -147,6 +153,11 @@ class EventLog:
         self._closed = True
         self._wake()
 
+    def stall(self) -> None:
+        """Let readers end who have read everything: nothing may come for long, and then goes on."""
+        self._stalled = True
+        self._wake()
+
     def resume(self, lease: Lease) -> None:
         """Go on behind all that anybody may have seen; what was not stored is lost.
 
@@ -157,6 +168,7 @@ class EventLog:
         self._stored_seq = self._last_seq = self._reserved_seq = lease.last_seq
         self._unstored.clear()
         self._held.clear()
+        self._stalled = False
         self.forget()
         # The store may have more than anybody was shown: what it took too late.
         self._wake()
@@ -235,8 +247,8 @@ class EventLog:
 class Cursor:
     """One reader's place in a log.
 
-    Iterating gives each event once, in order, from the place on, and ends when the log was closed
-    and everything is read. Where retention has dropped events in between, a `Gap` stands for them.
+    Iterating gives each event once, in order, from the place on, and ends when the log was closed,
+    or cannot be written for a while, and everything is read. Where retention has dropped events in between, a `Gap` stands for them.
     Either iterate or `read`; not both.
     """
 
@@ -250,6 +262,11 @@ class Cursor:
         """Number of the last event that was read: where to resume."""
         return self._after
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the log goes on, but perhaps not for long."""
+        return self._log.stalled
+
     async def read(self, limit: int = 256) -> Sequence[Event]:
         """Wait until there is something to read and return it.
 
@@ -257,7 +274,7 @@ class Cursor:
             limit: Most events to return, at least 1.
 
         Returns:
-            Events in order; empty at the end of a closed log.
+            Events in order; empty at the end of a log that was closed or is stalled.
         """
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
@@ -266,7 +283,7 @@ class Cursor:
             if events := await self.read_nowait(limit):
                 return events
             if self._log.last_seq == last_seq:
-                if self._log.closed:
+                if self._log.closed or self._log.stalled:
                     return ()
                 await self._log.changed()
 

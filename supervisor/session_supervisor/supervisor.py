@@ -953,6 +953,7 @@ class Supervisor:
         while not fenced and not self._draining:
             if again:
                 core.ledger.suspend(Unavailable)
+                core.log.stall()
                 await self._sleep(delay_s)
                 delay_s = min(2 * delay_s, self._config.restarts.max_delay_s)
             again = True

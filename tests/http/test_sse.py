@@ -30,6 +30,7 @@ from session_supervisor.spec import Prompt
 from tests.http.contract import Said
 from tests.http.exchange import Exchange, exchanging
 from tests.support.sessions import supervising
+from tests.support.stores import HardStore
 from tests.support.virtual_time import virtual
 
 SETTINGS = StreamSettings(heartbeat_s=15.0, send_timeout_s=60.0, retry_ms=2000)
@@ -414,3 +415,25 @@ async def test_the_head_of_a_stream_is_not_a_stream() -> None:
         assert exchange.complete
         assert exchange.raw == b""
         assert app.open_streams == 0
+
+
+@virtual(limit_s=1e4)
+async def test_a_store_that_fails_ends_streams_with_the_place_to_come_back_to() -> None:
+    store = HardStore(durable=True)
+    async with open_session(store=store) as (app, supervisor, session, path):
+        async with exchanging(app, "POST", f"{path}/query", query("count 9 1")) as exchange:
+            await exchange.until("text")
+            store.fails |= {"append", "acquire"}
+            bye = await exchange.until("bye")
+            assert exchange.complete
+        assert (bye.id, bye.data["reason"]) == (None, "store_unavailable")
+        assert bye.data["after"] == max(said.id or 0 for said in exchange.said)
+        async with exchanging(app, "GET", f"{path}/events?after={bye.data['after']}") as early:
+            await early.until("bye")
+            assert early.complete
+        store.fails.clear()
+        await sleep(100)
+        async with exchanging(app, "GET", f"{path}/events?after={bye.data['after']}") as late:
+            end = await late.until("error")
+        assert (end.data["turn_id"], end.data["outcome"]) == (bye.data["turn_id"], "lost")
+        await supervisor.close(session.session_id)

@@ -99,9 +99,11 @@ async def test_a_store_that_is_ill_for_hours_is_waited_for_and_everybody_is_told
         session = await supervisor.start()
         running, waiting = await session.query("slow"), await session.query("later")
         await asyncio.sleep(1.5)
+        reading = asyncio.ensure_future(read_all(session, []))
         store.fails |= {"append", "acquire"}
         with pytest.raises(Unavailable):
             await session.query("more")
+        await reading  # it ends, though the session does not
         with pytest.raises(Unavailable):
             await running.wait()
         with pytest.raises(Unavailable):
