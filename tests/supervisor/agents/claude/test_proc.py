@@ -63,23 +63,27 @@ def test_a_process_is_known_by_its_parent_its_start_and_its_marker(
     reason="this process has the limit already",
 )
 def test_a_tag_passes_to_all_that_is_started_from_then_on_and_nothing_else_does() -> None:
-    empty = ["/usr/bin/env", "-i", "/bin/sh", "-c", "read _; (sleep 60 & echo $!); read _"]
+    # It speaks when what stood between is gone.
+    command = "read _; orphan=$(sleep 60 >/dev/null & echo $!); echo $orphan; read _"
+    empty = ["/usr/bin/env", "-i", "/bin/sh", "-c", command]
     with subprocess.Popen(
         empty, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert proc.tag(process.pid, "m")
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        orphan = int(process.stdout.readline())
-        everybody = proc.everybody()
-        assert everybody[orphan].parent != process.pid
-        assert everybody[orphan].marker == ""
-        assert {*proc.family(everybody, markers=["m"])} == {process.pid, orphan}
-        assert proc.family(everybody, markers=["n"]) == []
-        assert proc.family(everybody) == []
-        os.killpg(process.pid, 9)
+        try:
+            assert proc.tag(process.pid, "tagged")
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            orphan = int(process.stdout.readline())
+            everybody = proc.everybody()
+            assert everybody[orphan].parent != process.pid
+            assert everybody[orphan].marker == ""
+            assert {*proc.family(everybody, markers=["tagged"])} == {process.pid, orphan}
+            assert proc.family(everybody, markers=["n"]) == []
+            assert proc.family(everybody) == []
+        finally:
+            os.killpg(process.pid, 9)
 
 
 def test_what_cannot_be_tagged_is_no_failure() -> None:
