@@ -22,21 +22,25 @@ from pathlib import Path
 from bench.arguments import amount, count
 from bench.chaos_checks import Checks
 from bench.chaos_client import Api, Broken, Silent
+from bench.chaos_conversation import Bag, Conversation
 from bench.chaos_faults import Faults
 from bench.chaos_record import Record, Violation
-from bench.chaos_talk import MANNERS, UPSTREAM, Bag, Talker
-from bench.chaos_world import World
+from bench.chaos_talk import MANNERS, UPSTREAM, Talker
+from bench.chaos_world import ADMIN, World
 from bench.disk import SmallDisk, mount_small_disk
 from bench.processes import NotReady, clean_surroundings, serving
 from bench.quantiles import Summary
 from bench.report import Run, table
 from session_http.serve import run
 
-DISK_MB = 64
+OWNERS = ("ann", "bob", "cyd")
+"""Who has sessions; the clients are shared out among them."""
+
+DISK_MB = 512
 """Size of the disk that is filled, 2**20 bytes."""
 
 AFTER_S = 120.0
-"""Seconds that the end of a run may take, whatever its length: turns that end, and the checks."""
+"""Seconds that the end of a run may take, and half its length: turns that end, and the checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class Results:
         given_up: Why some of them ended before they were closed, and how many.
         contexts: Conversations that were asked in the end what they had been told.
         resumed: Times that a client came back to a stream.
+        over_http2: Requests over HTTP/2.
         gaps: Turns whose client was told that something is missing.
         starts_s: From the start of a server until it was ready.
         stops_s: From SIGTERM until it was gone.
@@ -106,6 +111,7 @@ class Results:
     given_up: Mapping[str, int]
     contexts: int
     resumed: int
+    over_http2: int
     gaps: int
     starts_s: Summary
     stops_s: Summary | None
@@ -120,27 +126,44 @@ async def torment(settings: Settings, home: Path, disk: SmallDisk | None, state:
     record = Record()
     async with serving("session_http.offline") as model:
         upstream = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "offline"}
-        world = World(record, home, state, upstream)
-        api = Api("127.0.0.1", world.port)
-        talkers = _talkers(settings, record, api)
-        checks = Checks(api, world, record, talkers)
+        world = World(record, home, state, upstream, OWNERS)
+        talkers = _talkers(settings, record, world)
+        admin = Api("127.0.0.1", world.port, world.keys[ADMIN])
+        checks = Checks(admin, world.vitals, record, talkers)
         try:
-            async with asyncio.timeout(settings.seconds + AFTER_S):
+            async with asyncio.timeout(settings.seconds * 1.5 + AFTER_S):
                 await _torment(settings, record, world, checks, disk)
-        except (TimeoutError, NotReady, Broken, Silent) as error:
-            record.violate("the run comes to its end", f"{type(error).__name__}: {error}")
+        except* (TimeoutError, NotReady, Broken, Silent) as errors:
+            for error in errors.exceptions:
+                record.violate("the run comes to its end", f"{type(error).__name__}: {error}")
         finally:
             await world.kill()
     return _results(record, world, checks, disk)
 
 
-def _talkers(settings: Settings, record: Record, api: Api) -> Sequence[Talker]:
+def _talkers(settings: Settings, record: Record, world: World) -> Sequence[Talker]:
     chance = random.Random(f"{settings.seed} shared")
     upstream, manners = Bag(tuple(UPSTREAM), chance), Bag(MANNERS, chance)
-    return [
-        Talker(f"t{number}", api, record, upstream, manners, f"{settings.seed} talker {number}")
-        for number in range(settings.talkers)
-    ]
+    everybody: list[Conversation] = []
+    talkers: list[Talker] = []
+    for number in range(settings.talkers):
+        owner = OWNERS[number % len(OWNERS)]
+        seed = f"{settings.seed} talker {number}"
+        api = Api("127.0.0.1", world.port, world.keys[owner], random.Random(f"{seed} HTTP/2"))
+        talkers.append(
+            Talker(
+                name=f"t{number}",
+                owner=owner,
+                api=api,
+                record=record,
+                everybody=everybody,
+                running=world.running,
+                upstream=upstream,
+                manners=manners,
+                seed=seed,
+            )
+        )
+    return talkers
 
 
 async def _torment(
@@ -182,6 +205,7 @@ def _results(record: Record, world: World, checks: Checks, disk: SmallDisk | Non
         given_up=dict(given_up),
         contexts=checks.contexts,
         resumed=record.resumed,
+        over_http2=sum(talker.api.over_http2 for talker in checks.talkers),
         gaps=record.gaps,
         starts_s=Summary.of(world.starts),
         stops_s=Summary.of(world.stops) if world.stops else None,
@@ -264,7 +288,7 @@ def _summary(results: Results) -> str:
         f"conversations: {results.conversations}",
         f"prompts: {results.prompts}, acknowledged: {results.acknowledged}",
         f"ends, as clients heard of them: {_counts(results.outcomes)}",
-        f"answers: {_counts(results.statuses)}",
+        f"answers: {_counts(results.statuses)}; asked over HTTP/2: {results.over_http2}",
         f"clients that came back to a stream: {results.resumed}; told of a gap: {results.gaps}",
         f"conversations that were asked what they had been told: {results.contexts}",
         f"servers: {starts.count}; ready after {starts.p50:.1f} s, at most {starts.greatest:.1f} s",
@@ -322,6 +346,8 @@ def main() -> int:
         try:
             results = run(torment(settings, home, disk, state))
         finally:
+            if disk is not None:
+                disk.unmount()
             if options.log is not None and (home / "server.log").exists():
                 options.log.write_bytes((home / "server.log").read_bytes())
     print(text_of(results, settings))

@@ -7,13 +7,18 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bench.chaos_client import Answer, Api, Broken, Heard, Silent
+from bench.chaos_conversation import Conversation, Told, transcript
 from bench.chaos_record import TERMINAL, Record
-from bench.chaos_talk import Conversation, Talker, Told
-from bench.chaos_world import Vitals, World
+from bench.chaos_talk import Talker
+from bench.chaos_visits import INTRUDER
+from bench.chaos_world import Vitals
+
+AT_ONCE = 4
+"""Conversations that are asked at the same time what they know."""
 
 SETTLE_S = 60.0
 """Seconds in which what was queued must have run."""
@@ -24,6 +29,12 @@ CLOSED_S = 10.0
 MORE_TASKS, MORE_DESCRIPTORS, MORE_MEMORY = 4, 6, 48 * 2**20
 """What a server may have more than when it was new, with no session left; memory in bytes."""
 
+ROUND = 8
+"""Sessions that come and go in the end, to see what each leaves."""
+
+LEFT_MEMORY = 16 * 2**20
+"""Bytes that they may leave together; of tasks and descriptors half as many as there were."""
+
 PER_SESSION_TASKS, PER_CLI_DESCRIPTORS = 6, 12
 
 
@@ -31,15 +42,21 @@ class Checks:
     """Asks the server about everything that was ever said to it.
 
     Args:
-        api: The server.
-        world: Its process.
+        admin: The server, as somebody reaches it who sees all sessions.
+        vitals: Tells what its process takes.
         record: Where violations are noted.
         talkers: The clients, who have stopped.
     """
 
-    def __init__(self, api: Api, world: World, record: Record, talkers: Sequence[Talker]) -> None:
-        self._api = api
-        self._world = world
+    def __init__(
+        self,
+        admin: Api,
+        vitals: Callable[[], Awaitable[Vitals]],
+        record: Record,
+        talkers: Sequence[Talker],
+    ) -> None:
+        self._admin = admin
+        self._vitals = vitals
         self._record = record
         self.talkers = talkers
         self.prompts = 0
@@ -50,14 +67,27 @@ class Checks:
         """Every acknowledged prompt has one recorded end, and the log says the same."""
         for talker in self.talkers:
             for conversation in talker.conversations:
-                await self._of_conversation(conversation)
+                if conversation.closing:
+                    await self._of_closed(conversation)
+                else:
+                    await self._of_conversation(conversation)
 
     async def of_contexts(self) -> None:
         """Every conversation that goes on knows what it was told in turns that completed."""
-        for talker in self.talkers:
-            for conversation in talker.conversations:
-                if conversation.over is None:
-                    await self._of_context(talker, conversation)
+        due = [
+            (talker, conversation)
+            for talker in self.talkers
+            for conversation in talker.conversations
+            if conversation.over is None
+        ]
+
+        async def some() -> None:
+            while due:
+                await self._of_context(*due.pop())
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(some())
 
     def of_vitals(self, now: Vitals, new: Vitals, *, when: str, sessions: int) -> None:
         """Nothing is kept that belongs to nobody.
@@ -83,8 +113,14 @@ class Checks:
 
     async def of_the_end(self, new: Vitals) -> None:
         """Sessions that are closed are gone, with all that they had."""
-        listed = (await self._get("/sessions")).body.get("active_sessions", ())
+        listed = (await self._get("/sessions?owner=*")).body.get("active_sessions", ())
         known = {one.session_id for talker in self.talkers for one in talker.conversations}
+        if len(unknown := set(listed) - known) > self._record.unanswered_starts:
+            self._record.violate(
+                "a key stands for one session",
+                f"nobody knows {sorted(unknown)}, though only {self._record.unanswered_starts} "
+                "starts were not answered",
+            )
         for session_id in {*listed, *known}:
             await self._close(session_id)
         for session_id in sorted(known):
@@ -92,7 +128,7 @@ class Checks:
             if answer.status != 404:
                 self._record.violate("closed is gone", f"{session_id}: {answer}")
         until = time.monotonic() + CLOSED_S
-        while (now := await self._world.vitals()).clis or await self.sessions():
+        while (now := await self._vitals()).clis or await self.sessions():
             if time.monotonic() > until:
                 self._record.violate(
                     "closed is gone",
@@ -102,12 +138,72 @@ class Checks:
                 break
             await asyncio.sleep(0.2)
         self.of_vitals(now, new, when="all sessions closed", sessions=0)
+        before = await self._vitals()
+        await self._come_and_go()
+        self.of_what_is_left(await self._vitals(), before)
+
+    def of_what_is_left(self, now: Vitals, before: Vitals) -> None:
+        """A session that comes and goes leaves nothing.
+
+        Args:
+            now: What the server takes after some did.
+            before: What it took just before.
+        """
+        for promise, left, most in (
+            ("no process is left", now.clis - before.clis, 0),
+            ("no task leaks", now.tasks - before.tasks, ROUND // 2),
+            ("no descriptor leaks", now.descriptors - before.descriptors, ROUND // 2),
+            ("no memory leaks", now.uss - before.uss, LEFT_MEMORY),
+        ):
+            if left > most:
+                self._record.violate(promise, f"{ROUND} sessions that came and went left {left}")
 
     async def sessions(self) -> int:
         """Return how many sessions are listed."""
-        return int((await self._get("/sessions")).body["count"])
+        return int((await self._get("/sessions?owner=*")).body["count"])
+
+    async def _come_and_go(self) -> None:
+        waiting = [self.talkers[number % len(self.talkers)] for number in range(ROUND)]
+
+        async def some() -> None:
+            while waiting:
+                talker = waiting.pop()
+                started = await talker.api.call("POST", "/session/start", {"initial_prompt": "Hi"})
+                self._record.answered(started.status, started.body, "POST /session/start")
+                if started.status != 200:
+                    self._record.violate("new sessions are served in the end", f"{started}")
+                else:
+                    await self._close(str(started.body["session_id"]))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(some())
 
     # -- one conversation ------------------------------------------------------------------
+
+    async def _of_closed(self, conversation: Conversation) -> None:
+        """What was closed in the middle stays closed, also under the next server."""
+        self.prompts += len(conversation.told)
+        answer = await conversation.api.call("GET", conversation.path)
+        if conversation.closed and answer.status != 404:
+            self._violate("closed is gone", conversation, f"{answer}")
+
+    async def _of_transcript(
+        self, conversation: Conversation, turns: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The messages are what the turns say, and what was read of them before."""
+        _, found = await transcript(conversation, 7)
+        conversation.read([(str(one["id"]), str(one["content"])) for one in found])
+        said = [(one["turn_id"], one["role"], one["content"], one["outcome"]) for one in found]
+        due: list[tuple[Any, ...]] = []
+        # One that was taken out before its turn came, the model never saw.
+        ran = [turn for turn in turns if turn["started_at"] is not None]
+        for turn in sorted(ran, key=lambda turn: str(turn["started_at"])):
+            if turn["origin"] == "user":
+                due.append((turn["turn_id"], "user", turn["prompt"], None))
+            due.append((turn["turn_id"], "assistant", turn["response"], turn["outcome"]))
+        if said != due:
+            self._violate("messages are the turns", conversation, f"{said}, though due are {due}")
 
     async def _of_conversation(self, conversation: Conversation) -> None:
         turns = await self._turns(conversation)
@@ -115,6 +211,9 @@ class Checks:
             return
         listed = Counter(str(turn["turn_id"]) for turn in turns)
         prompts = Counter(word for turn in turns for word in _words(str(turn["prompt"])))
+        if prompts[INTRUDER]:
+            self._violate("others see nothing", conversation, "and somebody else told it something")
+        await self._of_transcript(conversation, turns)
         log = await self._log(conversation, [str(turn["turn_id"]) for turn in turns])
         ends = Counter(str(heard.data["turn_id"]) for heard in log if heard.type in TERMINAL)
         for told in conversation.told:
@@ -193,7 +292,7 @@ class Checks:
         try:
             async with asyncio.timeout(SETTLE_S):
                 while True:
-                    answer = await self._get(path)
+                    answer = await self._get(path, conversation.api)
                     if answer.status != 200:
                         self._violate(
                             "a session stays until it is closed",
@@ -208,7 +307,9 @@ class Checks:
         except TimeoutError:
             self._violate("every turn ends", conversation, f"not within {SETTLE_S:g} s")
             return None
-        return [(await self._get(f"{path}/{turn['turn_id']}")).body for turn in turns]
+        return [
+            (await self._get(f"{path}/{turn['turn_id']}", conversation.api)).body for turn in turns
+        ]
 
     async def _log(self, conversation: Conversation, turns: Sequence[str]) -> Sequence[Heard]:
         """Return the whole log, up to the ends of these turns."""
@@ -216,7 +317,7 @@ class Checks:
         try:
             async with (
                 asyncio.timeout(15.0),
-                self._api.open("GET", f"{conversation.path}/events") as opened,
+                conversation.api.open("GET", f"{conversation.path}/events") as opened,
             ):
                 self._record.answered(opened.answer.status, opened.answer.body, "the whole log")
                 if not missing:
@@ -251,11 +352,11 @@ class Checks:
             self._violate("contexts are whole", conversation, f"it does not know {missing}")
 
     async def _close(self, session_id: str) -> None:
-        answer = await self._api.call("DELETE", f"/session/{session_id}")
+        answer = await self._admin.call("DELETE", f"/session/{session_id}")
         self._record.answered(answer.status, answer.body, "DELETE")
 
-    async def _get(self, path: str) -> Answer:
-        answer = await self._api.call("GET", path)
+    async def _get(self, path: str, api: Api | None = None) -> Answer:
+        answer = await (api or self._admin).call("GET", path)
         self._record.answered(answer.status, answer.body, path)
         return answer
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from bench.chaos_h2 import Exchange
 
 PATIENCE_S = 40.0
 """Seconds without a byte after which the server counts as silent."""
@@ -67,19 +70,30 @@ class Opened:
 
 
 class Api:
-    """The server, at an address that outlives its processes.
+    """The server, at an address that outlives its processes, for one who may call it.
 
     Args:
         host: Where.
         port: Where.
+        key: Shows who calls.
+        chance: Decides which requests go over HTTP/2; None: none.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, key: str, chance: random.Random | None = None) -> None:
+        self.over_http2 = 0
+        """How many requests went over HTTP/2."""
         self._host = host
         self._port = port
+        self._key = key
+        self._chance = chance
 
     async def call(
-        self, method: str, path: str, body: Mapping[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Return the answer to a request.
 
@@ -87,7 +101,7 @@ class Api:
             Broken: There is none, or half of one.
             Silent: The server does not answer.
         """
-        async with self.open(method, path, body) as opened:
+        async with self.open(method, path, body, headers=headers) as opened:
             return opened.answer
 
     @asynccontextmanager
@@ -113,21 +127,70 @@ class Api:
             Broken: The connection broke.
             Silent: The server says nothing.
         """
+        content = b"" if body is None else json.dumps(body).encode()
+        fields = {"authorization": f"Bearer {self._key}", **(headers or {})}
+        if content:
+            fields |= {"content-type": "application/json", "content-length": str(len(content))}
+        over_http2 = not narrow and self._chance is not None and self._chance.random() < 0.3
         with _broken():
             reader, writer = await self._connect(narrow)
         try:
-            with _broken():
-                writer.write(self._request(method, path, body, headers or {}))
-                status, found = await _patiently(_head(reader))
-                if found.get("transfer-encoding") == "chunked":
-                    answer, events = Answer(status=status, body={}), _events(reader)
-                else:
-                    size = int(found.get("content-length", "0"))
-                    content = await _patiently(reader.readexactly(size))
-                    answer, events = Answer(status=status, body=_json(content)), _none()
-            yield Opened(answer=answer, events=events)
+            if over_http2:
+                self.over_http2 += 1
+                exchange = Exchange(reader, writer)
+                try:
+                    yield await self._on_http2(exchange, method, path, fields, content)
+                finally:
+                    exchange.leave()
+            else:
+                yield await self._on_http1(reader, writer, method, path, fields, content)
         finally:
-            writer.transport.abort()
+            if over_http2:
+                writer.close()  # what was written last, that nobody reads on, still goes
+            else:
+                writer.transport.abort()
+
+    async def _on_http1(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        method: str,
+        path: str,
+        fields: Mapping[str, str],
+        content: bytes,
+    ) -> Opened:
+        lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}:{self._port}"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        with _broken():
+            writer.write("\r\n".join([*lines, "", ""]).encode() + content)
+            status, found = await _patiently(_head(reader))
+            if found.get("transfer-encoding") == "chunked":
+                return Opened(
+                    answer=Answer(status=status, body={}), events=_events(_chunks(reader))
+                )
+            size = int(found.get("content-length", "0"))
+            body = await _patiently(reader.readexactly(size))
+        return Opened(answer=Answer(status=status, body=_json(body)), events=_none())
+
+    async def _on_http2(
+        self,
+        exchange: Exchange,
+        method: str,
+        path: str,
+        fields: Mapping[str, str],
+        content: bytes,
+    ) -> Opened:
+        begin = {":method": method, ":scheme": "http", ":authority": f"{self._host}:{self._port}"}
+        with _broken():
+            exchange.send([*begin.items(), (":path", path), *fields.items()], content)
+            found = await _patiently(exchange.head())
+            status = int(found[":status"])
+            if found.get("content-type", "").startswith("text/event-stream"):
+                return Opened(
+                    answer=Answer(status=status, body={}), events=_events(exchange.pieces())
+                )
+            body = b"".join([piece async for piece in _each(exchange.pieces())])
+        return Opened(answer=Answer(status=status, body=_json(body)), events=_none())
 
     async def _connect(self, narrow: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if not narrow:
@@ -141,20 +204,6 @@ class Api:
         except BaseException:
             one.close()
             raise
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, object] | None,
-        headers: Mapping[str, str],
-    ) -> bytes:
-        content = b"" if body is None else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}:{self._port}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if content:
-            lines += ["content-type: application/json", f"content-length: {len(content)}"]
-        return "\r\n".join([*lines, "", ""]).encode() + content
 
 
 @contextmanager
@@ -186,16 +235,36 @@ async def _line(reader: asyncio.StreamReader) -> str:
     return (await reader.readuntil(b"\r\n"))[:-2].decode("latin-1")
 
 
-async def _events(reader: asyncio.StreamReader) -> AsyncIterator[Heard]:
+async def _chunks(reader: asyncio.StreamReader) -> AsyncGenerator[bytes]:
+    """Yield a body in chunks, to its proper end."""
+    while True:
+        size = int(await _line(reader), 16)
+        chunk = (await reader.readexactly(size + 2))[:-2]
+        if not size:
+            return
+        yield chunk
+
+
+async def _each(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield pieces for as long as they come within the time that anybody waits."""
+    while True:
+        try:
+            piece = await _patiently(anext(pieces))
+        except StopAsyncIteration:
+            return
+        yield piece
+
+
+async def _events(pieces: AsyncGenerator[bytes]) -> AsyncIterator[Heard]:
     """Yield events to the proper end of the stream."""
     rest = b""
     while True:
         with _broken():
-            size = int(await _patiently(_line(reader)), 16)
-            chunk = (await _patiently(reader.readexactly(size + 2)))[:-2]
-        if not size:
-            return
-        *whole, rest = (rest + chunk).split(b"\n\n")
+            try:
+                piece = await _patiently(anext(pieces))
+            except StopAsyncIteration:
+                return
+        *whole, rest = (rest + piece).split(b"\n\n")
         for block in whole:
             heard = _event(block)
             if heard is not None:

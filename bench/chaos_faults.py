@@ -11,8 +11,8 @@ import signal
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 
+from bench.chaos_conversation import Bag
 from bench.chaos_record import Record
-from bench.chaos_talk import Bag
 from bench.chaos_world import World
 from bench.disk import SmallDisk
 

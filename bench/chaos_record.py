@@ -63,6 +63,8 @@ class Record:
         self.outcomes: dict[str, int] = {}
         self.gaps = 0
         self.resumed = 0
+        self.unanswered_starts = 0
+        """Sessions that may have been started without anybody's knowing their ids."""
 
     def inject(self, kind: str, session_id: str | None = None) -> None:
         """Note a fault that happens now."""
@@ -175,6 +177,15 @@ class Reading:
         self._raws[number] = self._raw
         if kind in TERMINAL:
             self.end = heard.data
+
+    def onward(self) -> Reading:
+        """Return a reading that goes on where this one is, and leaves this one as it is."""
+        onward = Reading(self.witness, self.turn_id, last_id=self.last_id, gap=self.gap)
+        onward.ids = list(self.ids)
+        onward._raw = self._raw
+        onward._kept = list(self._kept)
+        onward._raws = dict(self._raws)
+        return onward
 
     def again_from(self, number: int) -> Reading:
         """Return a reading that has had everything up to one of the ids, and nothing since."""

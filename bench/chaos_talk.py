@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from bench import chaos_retry
 from bench.chaos_client import Answer, Api, Broken, Heard, Silent
+from bench.chaos_conversation import REFUSALS, Bag, Conversation, Told
 from bench.chaos_record import Reading, Record, Witness
+from bench.chaos_retry import Retrying
+from bench.chaos_visits import Running, Visitor
 
 UPSTREAM: Mapping[str, str] = {
     "upstream 429": "[[fail status=429 retry_after=0.1 times=1]]",
@@ -37,69 +40,17 @@ MANNERS = (
     "client does not wait for its answer",
     "client interrupts",
     "client asks twice at once",
+    "client asks again under its key",
+    "client reads the transcript",
+    "client has it wake and hibernate",
+    "client closes it in the middle",
+    "another owner tries its id",
 )
 """What clients do that they need not."""
 
-TURN_S = 60.0
-"""Seconds within which a turn must be seen to end, whatever happens."""
-
-REFUSALS = frozenset({409, 429, 502, 503, 504, 507})
-"""Answers that say no, or that a turn failed, in the way that the API has for it."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Told:
-    """One prompt, and what was heard of it.
-
-    Attributes:
-        word: What it told.
-        turn_id: Its turn, once it was acknowledged.
-        outcome: How its client heard that it ended.
-        response: The text that came with that.
-    """
-
-    word: str
-    turn_id: str | None = None
-    outcome: str | None = None
-    response: str | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Conversation:
-    """One session, as its client knows it.
-
-    Attributes:
-        session_id: Its id.
-        witness: Of everything that was said of it.
-        told: What it was told, in order.
-        over: Why it takes no more, if it does not.
-    """
-
-    session_id: str
-    witness: Witness
-    told: list[Told] = field(default_factory=list[Told])
-    over: str | None = None
-
-    @property
-    def path(self) -> str:
-        """Where it is."""
-        return f"/session/{self.session_id}"
-
-
-class Bag:
-    """Draws kinds by chance, yet each as often as the others."""
-
-    def __init__(self, kinds: Sequence[str], chance: random.Random) -> None:
-        self._kinds = tuple(kinds)
-        self._chance = chance
-        self._left: list[str] = []
-
-    def draw(self) -> str:
-        """Return one."""
-        if not self._left:
-            self._left = list(self._kinds)
-            self._chance.shuffle(self._left)
-        return self._left.pop()
+TURN_S = 180.0
+"""Seconds within which a turn must be seen to end, whatever happens. It has 45, but for one that
+waits these begin anew with each server, and servers come and go every 20."""
 
 
 class Talker:
@@ -107,23 +58,39 @@ class Talker:
 
     Args:
         name: Begins its words.
-        api: The server.
+        owner: Whose sessions it has.
+        api: The server, as that owner reaches it.
         record: The run's.
+        everybody: All conversations of all clients.
+        running: Tells which sessions have processes.
         upstream: Draws what the upstream does; shared by all.
         manners: Draws what clients do; shared by all.
         seed: Of its own choices.
     """
 
     def __init__(
-        self, name: str, api: Api, record: Record, upstream: Bag, manners: Bag, seed: str
+        self,
+        *,
+        name: str,
+        owner: str,
+        api: Api,
+        record: Record,
+        everybody: list[Conversation],
+        running: Running,
+        upstream: Bag,
+        manners: Bag,
+        seed: str,
     ) -> None:
+        self.owner = owner
         self.conversations: list[Conversation] = []
         self._name = name
-        self._api = api
+        self._everybody = everybody
+        self.api = api
         self._record = record
         self._upstream = upstream
         self._manners = manners
         self._chance = random.Random(seed)
+        self._visitor = Visitor(record, everybody, running, self._chance)
         self._over = asyncio.Event()
         self._words = 0
 
@@ -139,6 +106,7 @@ class Talker:
                 await self._pause(0.2, 0.5)
                 continue
             self.conversations.append(conversation)
+            self._everybody.append(conversation)
             for _ in range(self._chance.randint(4, 14)):
                 if self._over.is_set() or conversation.over:
                     break
@@ -149,11 +117,10 @@ class Talker:
 
     async def ask(self, conversation: Conversation, prompt: str) -> Answer | None:
         """Ask without a stream, again and again while the server is away; None: in vain."""
+        path = f"{conversation.path}/query"
         for _ in range(40):
             try:
-                answer = await self._api.call(
-                    "POST", f"{conversation.path}/query", {"prompt": prompt}
-                )
+                answer = await self.api.call("POST", path, {"prompt": prompt})
             except (Broken, Silent):
                 answer = None
             if answer is not None:
@@ -166,45 +133,91 @@ class Talker:
     # -- conversations ---------------------------------------------------------------------
 
     async def _begin(self) -> Conversation | None:
-        try:
-            answer = await self._api.call("POST", "/session/start", {})
-        except Broken:
+        session_id = await (self._start() if self._chance.random() < 0.5 else self._start_again())
+        if not session_id:
             return None
+        return Conversation(
+            session_id=session_id,
+            owner=self.owner,
+            api=self.api,
+            witness=Witness(self._record, session_id),
+        )
+
+    async def _start(self) -> str:
+        """Start a session, once; return its id, or nothing."""
+        try:
+            answer = await self.api.call("POST", "/session/start", {})
+        except Broken:
+            self._record.unanswered_starts += 1
+            return ""
         except Silent:
             self._record.violate("everybody is answered", "POST /session/start was not")
-            return None
+            return ""
         self._record.answered(answer.status, answer.body, "POST /session/start")
         if answer.status != 200:
             self._expect(answer, "POST /session/start", REFUSALS)
-            return None
-        session_id = str(answer.body["session_id"])
-        return Conversation(session_id=session_id, witness=Witness(self._record, session_id))
+            return ""
+        return str(answer.body["session_id"])
+
+    async def _start_again(self) -> str:
+        """Start one under a key, until it is there."""
+        self._words += 1
+        key = chaos_retry.key_for(f"{self._name} start {self._words}", self._chance)
+        session_id = await chaos_retry.start(self.api, self._record, key, self._chance)
+        if not session_id:
+            self._record.unanswered_starts += 1
+        return session_id
 
     async def _turn(self, conversation: Conversation) -> None:
         told, prompt = self._prompt(conversation)
         manner = self._manners.draw() if self._chance.random() < 0.5 else ""
-        if manner:
+        if manner == "client closes it in the middle":
+            self._record.inject(manner)  # survived by all others
+        elif manner:
             self._record.inject(manner, conversation.session_id)
         try:
             async with asyncio.timeout(TURN_S):
-                if manner == "client does not wait for its answer":
-                    await self._leave(conversation, told, prompt)
-                elif manner == "client asks twice at once":
-                    other, further = self._prompt(conversation)
-                    await asyncio.gather(
-                        self._stream(conversation, told, prompt),
-                        self._stream(conversation, other, further),
-                    )
-                elif not manner and self._chance.random() < 0.3:
-                    await self._wait(conversation, told, prompt)
-                else:
-                    await self._stream(conversation, told, prompt, manner)
+                await self._in_a_manner(conversation, told, prompt, manner)
         except TimeoutError:
             self._record.violate(
                 "every turn is seen to end",
                 f"session {conversation.session_id}, turn {told.turn_id}: not in {TURN_S:g} s",
             )
-            self._finish(conversation, "it hangs")
+            conversation.finish("it hangs")
+
+    async def _in_a_manner(
+        self, conversation: Conversation, told: Told, prompt: str, manner: str
+    ) -> None:
+        visits = {
+            "client reads the transcript": self._visitor.read_transcript,
+            "client has it wake and hibernate": self._visitor.hint,
+            "client closes it in the middle": self._visitor.close,
+            "another owner tries its id": self._visitor.pry,
+        }
+        if manner == "client does not wait for its answer":
+            await self._leave(conversation, told, prompt)
+        elif manner == "client asks twice at once":
+            other, further = self._prompt(conversation)
+            await asyncio.gather(
+                self._stream(conversation, told, prompt),
+                self._stream(conversation, other, further),
+            )
+        elif manner == "client asks again under its key":
+            began = time.monotonic()
+            await Retrying(conversation, told, prompt, self._chance).ask()
+            self._completed(conversation, told, began)
+        elif manner in visits:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._stream(conversation, told, prompt))
+                await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+                try:
+                    await visits[manner](conversation)
+                except Silent:
+                    self._record.violate("everybody is answered", f"{manner}: was not")
+        elif not manner and self._chance.random() < 0.3:
+            await self._wait(conversation, told, prompt)
+        else:
+            await self._stream(conversation, told, prompt, manner)
 
     def _prompt(self, conversation: Conversation) -> tuple[Told, str]:
         self._words += 1
@@ -225,19 +238,18 @@ class Talker:
         began = time.monotonic()
         body = {"prompt": prompt}
         try:
-            answer = await self._api.call("POST", f"{conversation.path}/query", body)
+            answer = await self.api.call("POST", f"{conversation.path}/query", body)
         except Broken:
             await self._pause(0.3, 0.8)
             return
         except Silent:
             self._record.violate("everybody is answered", f"{conversation.path}/query was not")
             return
-        self._note(conversation, answer, "a query")
+        conversation.note(answer, "a query")
         if "turn_id" in answer.body:
-            told.turn_id = str(answer.body["turn_id"])
+            conversation.begun(told, str(answer.body["turn_id"]))
         if answer.status == 200:
-            told.outcome = str(answer.body["outcome"])
-            told.response = str(answer.body["response"])
+            conversation.ended(told, str(answer.body["outcome"]), str(answer.body["response"]))
             self._completed(conversation, told, began)
 
     async def _leave(self, conversation: Conversation, told: Told, prompt: str) -> None:
@@ -257,10 +269,10 @@ class Talker:
         body = {"prompt": prompt, "stream": True}
         slow = manner == "client reads slowly"
         try:
-            async with self._api.open(
+            async with self.api.open(
                 "POST", f"{conversation.path}/query", body, narrow=slow
             ) as opened:
-                self._note(conversation, opened.answer, "a query with a stream")
+                conversation.note(opened.answer, "a query with a stream")
                 if opened.answer.status != 200:
                     return
                 await self._read(conversation, reading, opened.events, told, manner)
@@ -290,7 +302,8 @@ class Talker:
         count = 0
         async for one in heard:
             reading.take(one)
-            told.turn_id = reading.turn_id or told.turn_id
+            if reading.turn_id:
+                conversation.begun(told, reading.turn_id)
             count += 1
             if manner == "client reads slowly":
                 await asyncio.sleep(self._chance.uniform(0.02, 0.15))
@@ -298,8 +311,8 @@ class Talker:
                 if manner == "client vanishes and comes back":
                     return
                 if manner == "client interrupts":
-                    answer = await self._api.call("POST", f"{conversation.path}/interrupt", {})
-                    self._note(conversation, answer, "an interrupt")
+                    answer = await self.api.call("POST", f"{conversation.path}/interrupt", {})
+                    conversation.note(answer, "an interrupt")
 
     async def _follow(self, conversation: Conversation, reading: Reading) -> None:
         """Come back until the turn's end was read."""
@@ -308,7 +321,7 @@ class Talker:
             try:
                 async with self._come_back(conversation, reading) as opened:
                     status = opened.answer.status
-                    self._note(conversation, opened.answer, "coming back")
+                    conversation.note(opened.answer, "coming back")
                     self._record.resumed += 1
                     if status == 204:
                         return  # nothing is left to read: the turn's record must know the end
@@ -338,8 +351,8 @@ class Talker:
     def _come_back(self, conversation: Conversation, reading: Reading) -> Any:
         path = f"{conversation.path}/events"
         if self._chance.random() < 0.5:
-            return self._api.open("GET", f"{path}?after={reading.last_id}")
-        return self._api.open("GET", path, headers={"last-event-id": str(reading.last_id)})
+            return self.api.open("GET", f"{path}?after={reading.last_id}")
+        return self.api.open("GET", path, headers={"last-event-id": str(reading.last_id)})
 
     async def _read_again(self, conversation: Conversation, reading: Reading) -> None:
         """Read a turn that has ended from one of its ids on: nothing may be otherwise."""
@@ -349,7 +362,7 @@ class Talker:
         begun_at = again.last_id
         try:
             async with self._come_back(conversation, again) as opened:
-                self._note(conversation, opened.answer, "reading again")
+                conversation.note(opened.answer, "reading again")
                 if opened.answer.status != 200:
                     return
                 async for heard in opened.events:
@@ -376,8 +389,7 @@ class Talker:
             self._record.gaps += 1
         if reading.end is None:
             return
-        told.outcome = str(reading.end["outcome"])
-        told.response = str(reading.end["response"])
+        conversation.ended(told, str(reading.end["outcome"]), str(reading.end["response"]))
         if not reading.gap and reading.text != told.response:
             self._record.violate(
                 "text less discard is the answer",
@@ -395,27 +407,6 @@ class Talker:
             self._record.outcomes[told.outcome] = self._record.outcomes.get(told.outcome, 0) + 1
         if told.outcome == "completed":
             self._record.completed(conversation.session_id, began)
-
-    def _note(self, conversation: Conversation, answer: Answer, to: str) -> None:
-        """Take note of a status; nobody closes a session here, so none may be closed or gone."""
-        self._record.answered(answer.status, answer.body, to)
-        code = answer.body.get("code")
-        if answer.status == 404:
-            self._record.violate(
-                "a session stays until it is closed", f"{conversation.path}: {answer.body}"
-            )
-            self._finish(conversation, "it is gone")
-        elif code in ("session_closed", "closed"):
-            self._record.violate(
-                "a session stays until it is closed", f"{conversation.path}: {answer.body}"
-            )
-            self._finish(conversation, f"{code}: {answer.body.get('detail')}")
-        elif code == "session_failed":
-            self._finish(conversation, f"{code}: {answer.body.get('detail')}")
-
-    def _finish(self, conversation: Conversation, why: str) -> None:
-        conversation.over = conversation.over or why
-        self._record.ended(conversation.session_id)
 
     def _expect(self, answer: Answer, to: str, allowed: frozenset[int]) -> None:
         if answer.status not in allowed and answer.status != 500:

@@ -10,13 +10,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.chaos_record import Record
 from bench.processes import MARKER, Memory, NotReady
+from session_http import keyfile
 from session_http.statedir import StateDir
+
+ADMIN = "admin"
+"""Sees and closes everybody's sessions, and has none."""
 
 READY_S = 30.0
 """Seconds that a server may take to come up."""
@@ -50,10 +54,16 @@ class World:
         home: The user's home, and the place of the server's log.
         state: The state directory.
         upstream: Environment that leads to the offline model.
+        owners: Who has sessions; there is an admin besides.
     """
 
     def __init__(
-        self, record: Record, home: Path, state: Path, upstream: Mapping[str, str]
+        self,
+        record: Record,
+        home: Path,
+        state: Path,
+        upstream: Mapping[str, str],
+        owners: Sequence[str],
     ) -> None:
         self.port = _free_port()
         self.database = StateDir(state).database
@@ -62,10 +72,17 @@ class World:
         """Seconds that each server took until it was ready."""
         self.stops: list[float] = []
         """Seconds that each took to end after SIGTERM."""
+        self.keys: dict[str, str] = {}
+        """By owner."""
+        keys = home / "keys.toml"
+        for owner in (*owners, ADMIN):
+            made = keyfile.new_key(owner, roles=("admin",) if owner == ADMIN else ("user",))
+            keyfile.append(keys, made.key)
+            self.keys[owner] = made.token
         self._record = record
         self._command = (
             *(sys.executable, "-m", "bench.chaos_server", "--state-dir", str(state)),
-            *("--port", str(self.port), "--env-passthrough", MARKER),
+            *("--port", str(self.port), "--keys", str(keys), "--env-passthrough", MARKER),
             *("--env-passthrough", "CLAUDE_CODE_MAX_RETRIES"),
         )
         self._env = {**os.environ, **upstream, "CLAUDE_CODE_MAX_RETRIES": "2"}
@@ -79,6 +96,7 @@ class World:
             NotReady: It did not come up.
         """
         began = time.monotonic()
+        orphans = set(self.clis())
         with self.log.open("ab") as log:
             server = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -100,6 +118,10 @@ class World:
             words = self.log.read_text(errors="replace")[-3000:]
             raise NotReady(f"The server did not come up within {READY_S:g} s. {words}")
         self.starts.append(time.monotonic() - began)
+        if left := orphans & set(self.clis()):
+            self._record.violate(
+                "no process is left", f"a new server left {sorted(left)} of the one before it"
+            )
 
     async def kill(self) -> None:
         """Kill the server on the spot."""
@@ -159,6 +181,10 @@ class World:
                 if b"--input-format=stream-json" in command and b"--pdeathsig" not in command:
                     found[int(folder.name)] = os.readlink(folder / "cwd").rpartition("/")[2]
         return found
+
+    def running(self) -> Collection[str]:
+        """Return the sessions that have a Claude Code process."""
+        return set(self.clis().values())
 
     def log_lines(self) -> list[str]:
         """Return what the servers logged."""

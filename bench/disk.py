@@ -42,6 +42,10 @@ class SmallDisk:
         finally:
             self._filler.unlink(missing_ok=True)
 
+    def unmount(self) -> None:
+        """Give it up, whoever still has a file open there: its directory can be removed."""
+        subprocess.run(("umount", "--lazy", str(self.directory)), check=True, capture_output=True)
+
 
 class _Full(Exception):
     """There is no room left."""

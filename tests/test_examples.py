@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,15 +16,18 @@ from starlette.applications import Starlette
 
 from session_supervisor import SessionSpec
 from session_supervisor.agents.scripted import (
+    Conversation,
     Crash,
     Fail,
     Pause,
     Say,
     ScriptedAgent,
     Start,
+    Step,
     by_prompt,
 )
 from session_supervisor.errors import AgentMissing, Failure, FailureCode
+from session_supervisor.spec import Prompt
 from tests.http.contract import parse_stream
 from tests.support.virtual_time import virtual
 
@@ -75,13 +78,19 @@ async def test_in_starlette_everybody_has_sessions_of_their_own() -> None:
 
 @pytest.mark.anyio
 async def test_in_starlette_leaving_lets_turns_end() -> None:
-    agent = ScriptedAgent(by_prompt({"slow": [Pause(0.3), Say("done")]}))
+    begun = asyncio.Event()
+
+    def script(_prompt: Prompt, _conversation: Conversation) -> Iterable[Step]:
+        begun.set()
+        yield Pause(0.3)
+        yield Say("done")
+
+    agent = ScriptedAgent(script)
     async with opened(starlette_app.create(agent)) as client:
         asking = asyncio.create_task(
             client.post("/agents/query", json={"prompt": "slow"}, headers=ADA)
         )
-        while not agent.live:  # noqa: ASYNC110  (nobody is told of it)
-            await asyncio.sleep(0.01)
+        await begun.wait()
     assert (await asking).json()["response"] == "done"
     assert agent.live == 0
 

@@ -248,8 +248,8 @@ class Cursor:
     """One reader's place in a log.
 
     Iterating gives each event once, in order, from the place on, and ends when the log was closed,
-    or cannot be written for a while, and everything is read. Where retention has dropped events in between, a `Gap` stands for them.
-    Either iterate or `read`; not both.
+    or cannot be written for a while, and everything is read. Where retention has dropped events in
+    between, a `Gap` stands for them. Either iterate or `read`; not both.
     """
 
     def __init__(self, log: EventLog, after: int) -> None:
