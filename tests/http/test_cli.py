@@ -69,7 +69,7 @@ def listens(process: subprocess.Popen[str]) -> tuple[str, str]:
     raise AssertionError(f"it ended: {printed}")
 
 
-def ends(process: subprocess.Popen[str], *, within_s: float = 10.0) -> tuple[int, str]:
+def ends(process: subprocess.Popen[str], *, within_s: float = 30.0) -> tuple[int, str]:
     printed, _ = process.communicate(timeout=within_s)
     return process.returncode, printed
 
