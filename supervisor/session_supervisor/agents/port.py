@@ -21,6 +21,10 @@ program upon itself. The contract:
   is the truth. `TextWithdrawn` takes back provisional text, also of blocks already confirmed.
   A turn that is interrupted or fails may end with unconfirmed text and unfinished tools.
 * The prose of an error is never text. It is in `TurnEnded.failure`.
+* Where `Fingerprint.asks`, a tool call that needs a permission, and a question, is a
+  `PermissionAsked` or a `QuestionAsked`, and waits for `answer`, however long that takes. It is
+  over when it was answered, when `AskWithdrawn` follows, and with the process. Where not, the
+  agent denies what needs a permission by itself, and asks nothing.
 * An interrupt ends what was sent before it, also a prompt that the agent has not taken up yet.
 * The stream ends when the process does, however that happens, and never raises. `exit` says how.
   Requests that it still owes an answer then raise `AgentGone`.
@@ -35,10 +39,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from pydantic import JsonValue
 
+from session_supervisor.asks import Decision, Question, Rule
 from session_supervisor.errors import Failure
 from session_supervisor.spec import (
     JsonObject,
@@ -66,6 +72,12 @@ class Fingerprint:
         max_turns: Most model round trips in one turn.
         background: Whether work may go on in the background after the turn that began it. A
             one-off ends with its turn, so what a subagent finds must be in it.
+        asks: Whether what needs a human is asked; else it is denied.
+        rules: Tool calls that need no permission.
+        max_budget_usd: Most that the conversation may cost, in US dollars.
+        output_schema: JSON Schema that each answer has to meet.
+        mcp_servers: Names of MCP servers whose tools there are.
+        thinking: Whether thinking is told; None as the agent does by itself.
     """
 
     owner: str
@@ -76,9 +88,24 @@ class Fingerprint:
     system_prompt: str | None = None
     max_turns: int | None = None
     background: bool = True
+    asks: bool = False
+    rules: tuple[Rule, ...] = ()
+    max_budget_usd: float | None = None
+    output_schema: JsonObject | None = None
+    mcp_servers: tuple[str, ...] = ()
+    thinking: bool | None = None
 
     @classmethod
-    def of(cls, spec: SessionSpec, *, owner: str, cwd: str, kind: SessionKind) -> Fingerprint:
+    def of(
+        cls,
+        spec: SessionSpec,
+        *,
+        owner: str,
+        cwd: str,
+        kind: SessionKind,
+        asks: bool = False,
+        rules: tuple[Rule, ...] = (),
+    ) -> Fingerprint:
         """Return what a process for this session must be started with."""
         return cls(
             owner=owner,
@@ -89,6 +116,12 @@ class Fingerprint:
             system_prompt=spec.system_prompt,
             max_turns=spec.max_turns,
             background=kind is not SessionKind.ONEOFF,
+            asks=asks,
+            rules=rules,
+            max_budget_usd=spec.max_budget_usd,
+            output_schema=spec.output_schema,
+            mcp_servers=spec.mcp_servers,
+            thinking=spec.thinking,
         )
 
 
@@ -190,6 +223,68 @@ class ToolFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PermissionAsked:
+    """A tool call waits for a permission.
+
+    Attributes:
+        request_id: To answer it by; a UUID that was never used before.
+        tool: The tool.
+        tool_use_id: The call.
+        input: Its arguments.
+        suggestions: What a human may want to have remembered.
+    """
+
+    request_id: str
+    tool: str
+    tool_use_id: str
+    input: JsonObject
+    suggestions: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionAsked:
+    """The agent wants to know something.
+
+    Attributes:
+        request_id: To answer it by; a UUID that was never used before.
+        tool: The tool by which it asks.
+        tool_use_id: The call.
+        questions: What it wants to know; at least one.
+    """
+
+    request_id: str
+    tool: str
+    tool_use_id: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskWithdrawn:
+    """Nobody needs the answer to a request any more."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamLimit:
+    """The upstream says how near its limit of use is.
+
+    Attributes:
+        rejected: Whether it takes no request until then.
+        resets_at: When the limit is counted anew, UTC, if it says so.
+        kind: The upstream's own name for the limit.
+        utilization: Share of it that is used, 0 to 1, if it says so.
+        of_one_model: Whether it takes requests to other models all the same.
+    """
+
+    rejected: bool
+    resets_at: datetime | None = None
+    kind: str | None = None
+    utilization: float | None = None
+    of_one_model: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamRetry:
     """The agent will ask its upstream again.
 
@@ -234,6 +329,9 @@ class TurnEnded:
         usage: Tokens, as the upstream counts them.
         stop_reason: Why the model stopped.
         permission_denials: Tool calls that were denied.
+        structured_output: The answer as JSON, where a schema was given and met.
+        anchor: By which the agent knows the place in the conversation where the turn ended, to
+            fork there.
     """
 
     prompt_ids: tuple[str, ...] = ()
@@ -244,6 +342,8 @@ class TurnEnded:
     usage: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     stop_reason: str | None = None
     permission_denials: tuple[JsonValue, ...] = ()
+    structured_output: JsonValue = None
+    anchor: str | None = None
 
 
 AgentMessage: TypeAlias = (
@@ -255,6 +355,10 @@ AgentMessage: TypeAlias = (
     | ThinkingDelta
     | ToolStarted
     | ToolFinished
+    | PermissionAsked
+    | QuestionAsked
+    | AskWithdrawn
+    | UpstreamLimit
     | UpstreamRetry
     | BackgroundWork
     | Alive
@@ -276,6 +380,19 @@ class Exit:
     returncode: int | None = None
     cause: str = ""
     stderr: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextUsage:
+    """How full the model's context is.
+
+    Attributes:
+        tokens: What the conversation takes.
+        max_tokens: What there is room for.
+    """
+
+    tokens: int
+    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +470,43 @@ class AgentProcess(Protocol):
         """
         ...
 
+    async def answer(self, request_id: str, decision: Decision) -> None:
+        """Answer what it asked; nothing happens if it is over already.
+
+        Args:
+            request_id: Of the `PermissionAsked` or `QuestionAsked`.
+            decision: `Answers` for a question, `Allow` for a permission, `Deny` for either.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        ...
+
+    async def configure(
+        self, *, model: str | None = None, permission_mode: PermissionMode | None = None
+    ) -> None:
+        """Change what can change while it lives, from the next request to the model on.
+
+        Args:
+            model: Name or alias; None leaves it.
+            permission_mode: None leaves it.
+
+        Raises:
+            AgentGone: The process has ended.
+            CannotChange: It has to be started anew for that.
+        """
+        ...
+
+    async def context(self) -> ContextUsage | None:
+        """Return how full the model's context is; None where that is not known.
+
+        The caller sets the time limit.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        ...
+
     async def probe(self) -> None:
         """Return once the process has shown that it still serves requests.
 
@@ -394,6 +548,38 @@ class Agent(Protocol):
             AgentMissing: There is no program to start.
             AgentStartFailed: It did not come up.
             ResumeNotFound: It does not know the conversation.
+        """
+        ...
+
+
+@runtime_checkable
+class Forks(Protocol):
+    """An agent whose conversations can be gone on with twice."""
+
+    async def fork(
+        self,
+        fingerprint: Fingerprint,
+        agent_session_id: str,
+        *,
+        into: Fingerprint,
+        anchor: str | None = None,
+    ) -> str:
+        """Copy a conversation; the original is untouched, and what the copy costs begins at zero.
+
+        No process may be at work on it.
+
+        Args:
+            fingerprint: What the processes of its session were started with.
+            agent_session_id: Which.
+            into: What the processes of the copy will be started with.
+            anchor: `TurnEnded.anchor` of the last turn to copy; None copies all.
+
+        Returns:
+            The id to resume the copy with.
+
+        Raises:
+            ResumeNotFound: It does not know the conversation, or the place in it.
+            AgentError: It could not be copied. Nothing was.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from session_supervisor.agents.port import (
     Exit,
     Fingerprint,
     Initialized,
+    PermissionAsked,
     TextBlock,
     TextDelta,
     TextWithdrawn,
@@ -32,12 +34,14 @@ from session_supervisor.agents.port import (
 )
 from session_supervisor.agents.scripted import (
     Absorb,
+    AskQuestions,
     BeginAlone,
     Complain,
     Conversation,
     Crash,
     Fail,
     Freeze,
+    Give,
     Hang,
     IgnoreInterrupts,
     Manners,
@@ -52,15 +56,17 @@ from session_supervisor.agents.scripted import (
     by_prompt,
     echo,
 )
+from session_supervisor.asks import Allow, Choice, Deny, Question, Rule
 from session_supervisor.errors import (
     AgentGone,
     AgentMissing,
     AgentStartFailed,
+    CannotChange,
     Failure,
     FailureCode,
     ResumeNotFound,
 )
-from session_supervisor.spec import Prompt
+from session_supervisor.spec import JsonObject, Prompt
 from tests.supervisor.agents.conformance import (
     AgentConformance,
     AgentHarness,
@@ -72,6 +78,17 @@ from tests.support.virtual_time import Deadlock, run, virtual
 
 FINGERPRINT = Fingerprint(owner="local", cwd="/nowhere")
 OVERLOADED = Failure(code=FailureCode.OVERLOADED, message="Too many want an answer.")
+
+
+QUESTIONS = (
+    Question(
+        question="Which?",
+        header="one",
+        options=(Choice(label="red", description="as blood"), Choice(label="blue")),
+        multi_select=True,
+    ),
+    Question(question="How many?", header="other", options=(Choice(label="1"), Choice(label="2"))),
+)
 
 
 def obedient(prompt: Prompt, conversation: Conversation) -> Iterable[Step]:
@@ -106,6 +123,17 @@ def obedient(prompt: Prompt, conversation: Conversation) -> Iterable[Step]:
             yield Say("At last.")
         case "fail":
             yield Fail(OVERLOADED)
+        case "permission":
+            given: JsonObject = {"command": f"echo {argument}"}
+            yield UseTool("Bash", input=given, asks=True, result=lambda ran: ran["command"])
+            yield Say("Well.")
+        case "question":
+            yield AskQuestions(QUESTIONS)
+            yield Say("I see.")
+        case "edit":
+            yield UseTool("Write", input={"file_path": "/a"}, asks=True)
+        case "form":
+            yield Give({"answer": "yes"})
         case "alone":
             yield BeginAlone(3.0, [Say("It is done.", deltas=3, every_s=0.1)])
             yield Say("It runs in the background.")
@@ -138,6 +166,13 @@ class ScriptedHarness(AgentHarness):
             fail_code=FailureCode.OVERLOADED,
             giant=lambda size: f"giant:{size}",
             alone="alone",
+            permission=lambda word: f"permission:{word}",
+            permission_tool="Bash",
+            permission_input=lambda word: {"command": f"echo {word}"},
+            question="question",
+            edit="edit",
+            form="form",
+            no_form="say:no form",
         )
         super().__init__(agent, prompts)
 
@@ -248,6 +283,7 @@ async def test_steps_happen_in_their_order_at_their_time() -> None:
                 cost_usd=0.25,
                 usage={"input_tokens": 1, "output_tokens": 3},
                 stop_reason="end_turn",
+                anchor="conversation-1-turn-1",
             ),
         ),
     ]
@@ -607,3 +643,87 @@ def test_whatever_happens_the_stream_is_grammatical_and_everybody_gets_an_answer
         return talk.heard
 
     assert [type(each) for each in run(main)] == [type(each) for each in run(main)]
+
+
+def writes(name: str = "Write", **given: str) -> UseTool:
+    return UseTool(name, input={**given}, asks=True, result="written")
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "asked"),
+    [
+        ({}, writes(), True),
+        ({"allowed_tools": ("Write",)}, writes(), False),
+        ({"allowed_tools": ("Read",)}, writes(), True),
+        ({"permission_mode": "bypassPermissions"}, writes("Bash"), False),
+        ({"permission_mode": "acceptEdits"}, writes(), False),
+        ({"permission_mode": "acceptEdits"}, writes("Bash"), True),
+        ({"rules": (Rule(tool="Write"),)}, writes(), False),
+        ({"rules": (Rule(tool="Write", content="/a"),)}, writes(file_path="/a"), False),
+        ({"rules": (Rule(tool="Write", content="/a"),)}, writes(file_path="/b"), True),
+        ({"rules": (Rule(tool="Bash", content="ls"),)}, writes("Bash", command="ls"), False),
+        ({}, UseTool("Write", result="written"), False),
+    ],
+)
+def test_a_tool_asks_unless_something_says_that_it_may_run(
+    changes: dict[str, Any], step: UseTool, asked: bool
+) -> None:
+    async def main() -> None:
+        agent = ScriptedAgent(scripted(step))
+        process = await agent.spawn(replace(FINGERPRINT, asks=True, **changes))
+        await process.send(Prompt(prompt_id="p", text="go"))
+        stream = process.messages()
+        heard: list[AgentMessage] = []
+        while not heard or not isinstance(heard[-1], TurnEnded):
+            heard.append(await anext(stream))
+            if isinstance(heard[-1], PermissionAsked):
+                await process.answer(heard[-1].request_id, Allow())
+        assert any(isinstance(one, PermissionAsked) for one in heard) is asked
+        assert [one.content for one in heard if isinstance(one, ToolFinished)] == ["written"]
+        await process.stop()
+
+    run(main)
+
+
+@virtual()
+async def test_what_its_manners_say_cannot_be_changed_while_it_lives() -> None:
+    agent = ScriptedAgent(manners=Manners(cannot_change=("bypassPermissions", "model")))
+    process = await agent.spawn(FINGERPRINT)
+    for changes in ({"model": "other"}, {"permission_mode": "bypassPermissions"}):
+        with pytest.raises(CannotChange):
+            await process.configure(**changes)  # type: ignore[arg-type]  # one of each
+    await process.configure(permission_mode="plan")
+    assert process.fingerprint == replace(FINGERPRINT, permission_mode="plan")
+    await process.stop()
+
+
+@virtual()
+async def test_a_request_of_the_script_s_own_is_said_as_it_is_and_its_answer_is_noted() -> None:
+    raw = PermissionAsked(request_id="r", tool="Bash", tool_use_id="t", input={})
+    agent = ScriptedAgent(scripted(raw, Say("on")))
+    process = await agent.spawn(FINGERPRINT)
+    await process.send(Prompt(prompt_id="p", text="go"))
+    stream = process.messages()
+    heard: list[AgentMessage] = []
+    while not heard or not isinstance(heard[-1], TurnEnded):
+        heard.append(await anext(stream))
+    assert raw in heard
+    await process.answer("r", Deny())
+    assert process.answers == [("r", Deny())]
+    await process.stop()
+
+
+@virtual()
+async def test_compacting_empties_the_context() -> None:
+    agent = ScriptedAgent()
+    process = await agent.spawn(FINGERPRINT)
+    stream = process.messages()
+    tokens: list[int] = []
+    for number, text in enumerate(("x" * 400, "/compact", "x" * 40)):
+        command = text == "/compact"
+        await process.send(Prompt(prompt_id=str(number), text=text, command=command))
+        while not isinstance(await anext(stream), TurnEnded):
+            pass
+        tokens.append((await process.context()).tokens)
+    assert tokens == [100, 0, 10]
+    await process.stop()

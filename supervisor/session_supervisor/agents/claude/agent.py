@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from session_supervisor.agents.claude import (
 from session_supervisor.agents.claude.asking import Rules
 from session_supervisor.agents.claude.census import Census
 from session_supervisor.agents.claude.configdir import ConfigDir
-from session_supervisor.agents.claude.confinement import Confinement
+from session_supervisor.agents.claude.confinement import CHANGES, TOOLS, Confinement
 from session_supervisor.agents.claude.credentials import (
     Credential,
     CredentialProvider,
@@ -39,11 +40,19 @@ from session_supervisor.agents.claude.credentials import (
 from session_supervisor.agents.claude.manifest import Manifest
 from session_supervisor.agents.claude.mirror import Mirror, Transcripts
 from session_supervisor.agents.claude.orphans import Sweeper
+from session_supervisor.agents.claude.permissions import (
+    Permissions,
+    below,
+    fitting,
+    spelled,
+    usable,
+)
 from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
 from session_supervisor.agents.claude.program import Program, require_descriptors
 from session_supervisor.agents.claude.scratch import Scratches, written
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import Exit, Fingerprint
+from session_supervisor.asks import Rule
 from session_supervisor.errors import (
     AgentError,
     AgentGone,
@@ -66,6 +75,9 @@ _TRANSCRIPTS = "session_supervisor.agents.claude.transcripts"
 
 _COMPLETE = 10_000
 """Most conversations of which it is remembered that their copy is complete."""
+
+_SERVERS = "mcp-servers.json"
+"""Name of a file in a process's scratch directory."""
 
 _UNKNOWN_CONVERSATION = "No conversation found"
 
@@ -97,6 +109,8 @@ class ClaudeAgent:
         extra_dirs: Sequence[str | os.PathLike[str]] = (),
         hidden_dirs: Sequence[str | os.PathLike[str]] = (),
         sandbox: bool = False,
+        mcp_servers: Mapping[str, JsonObject] = MappingProxyType({}),
+        shared_dirs: Sequence[str | os.PathLike[str]] = (),
         transcripts: Transcripts | None = None,
         manifest: str | os.PathLike[str] | None = None,
         max_line: int = 64 * 2**20,
@@ -130,7 +144,9 @@ class ClaudeAgent:
             verbatim_prompts: Whether a prompt is mere text. Otherwise its slash commands are
                 carried out, and the files that it names with `@` are read, without asking.
             confine_files: Whether Read, Write, Edit, NotebookEdit, Glob and Grep reach only a
-                session's own directory, in every permission mode. It says nothing about Bash.
+                session's own directory, in every permission mode. It says nothing about Bash. Where
+                sessions can have Bash, and no sandbox holds it, a human who is asked can allow a
+                file outside that is not hidden.
             extra_dirs: Further directories that the file tools of every session may use.
             hidden_dirs: Directories and files that no session may read, even where they lie in
                 its own, but for what lies further down and is its own: the server's files, and
@@ -139,6 +155,11 @@ class ClaudeAgent:
             sandbox: Whether Bash runs in the CLI's sandbox (Linux, needs bubblewrap and
                 socat): it writes only where the file tools may, reads nothing that is hidden,
                 and has neither a network nor our credentials.
+            mcp_servers: MCP servers that sessions may ask for, by name: each as the CLI has it in
+                `mcpServers`, with a `command` or a `url`. They run with the session's environment.
+            shared_dirs: Directories that hold those of several owners, such as the one below which
+                callers choose where to work. Of what lies there and is not a session's own, nobody
+                is asked.
             transcripts: Gets a copy of every transcript as it grows, from which a conversation goes
                 on where the CLI's own files are gone: any `SessionStore` of the SDK's, such as
                 `SqliteStore.transcripts`. None: there are only the files.
@@ -168,11 +189,16 @@ class ClaudeAgent:
         self._extra_dirs = tuple(os.path.abspath(one) for one in extra_dirs)
         self._hidden_dirs = tuple(os.path.abspath(one) for one in hidden_dirs)
         self._sandbox = sandbox
+        self._mcp_servers = {name: dict(one) for name, one in mcp_servers.items()}
+        self._shared_dirs = tuple(os.path.abspath(one) for one in shared_dirs)
+        # Where a human can allow a command, allowing a file gives no more.
+        self._asks_outside = not sandbox and "Bash" not in self._forbidden
         self._rules = Rules(
             extra_tools=self._extra_tools,
             forbidden_tools=self._forbidden,
             hidden_dirs=self._hidden_dirs,
             allow_bypass_permissions=allow_bypass_permissions,
+            mcp_servers=tuple(self._mcp_servers),
             env=self._env,
         )
         self._max_line = max_line
@@ -229,6 +255,12 @@ class ClaudeAgent:
             AgentStartFailed: It did not come up; the error has its last words.
             ResumeNotFound: It does not know the conversation.
         """
+        bypasses = fingerprint.permission_mode == "bypassPermissions"
+        if bypasses and not self._rules.allow_bypass_permissions:  # any more
+            raise AgentStartFailed(
+                "The operator of this server has not allowed bypassPermissions. Change the "
+                "session's permission_mode, and restart it."
+            )
         marker = str(uuid.uuid4()) if self._manifest is None else self._manifest.new_marker()
         try:
             # Also here, because much of what comes before the program opens files as well.
@@ -247,6 +279,10 @@ class ClaudeAgent:
                     scratch=scratch,
                     extra_dirs=self._extra_dirs,
                     hidden_dirs=(*self._hidden_dirs, os.path.dirname(scratch)),
+                    shared_dirs=self._shared_dirs,
+                    asks=self._asks_outside
+                    and fingerprint.asks
+                    and fingerprint.permission_mode != "bypassPermissions",
                 )
                 mirror = await self._mirror(env, fingerprint.cwd, resume)
                 given = self._arguments(fingerprint, env, scratch, limits, resume, provided)
@@ -273,10 +309,18 @@ class ClaudeAgent:
             ) from error
         if not proc.tag(program.pid, marker):
             _log.debug("A process of Claude Code carries its marker in its environment alone")
-        translator = Translator(now=time.time)
+        translator = Translator(now=time.time, structured=fingerprint.output_schema is not None)
+        permissions = Permissions(
+            asks=fingerprint.asks,
+            rules=fingerprint.rules,
+            confinement=limits if self._confine_files else None,
+        )
         process = ClaudeProcess(
             program,
             translator=translator,
+            permissions=permissions,
+            model_named=self._model_named,
+            may_bypass=self._rules.may_bypass,
             take_stock=partial(self._census.tree, marker),
             clean_up=partial(self._clean_up, marker, scratch, mirror),
             mirror=mirror,
@@ -294,9 +338,11 @@ class ClaudeAgent:
             client = transports.client_for(
                 transport,
                 verbatim_prompts=self._verbatim,
-                confinement=limits if self._confine_files else None,
+                guard=permissions if self._confine_files else None,
             )
             await process.connect(client, transport.accept)
+            # It has been read, and the session's file tools may read what lies there.
+            await asyncio.to_thread(Path(scratch, _SERVERS).unlink, missing_ok=True)
         except BaseException as error:
             program.signal(signal.SIGKILL)
             ended = await process.stop()
@@ -304,6 +350,67 @@ class ClaudeAgent:
                 raise _start_error(error, ended, translator.complaint, resume) from error
             raise
         return process
+
+    async def fork(
+        self,
+        fingerprint: Fingerprint,
+        agent_session_id: str,
+        *,
+        into: Fingerprint,
+        anchor: str | None = None,
+    ) -> str:
+        """Copy a conversation, without its subagents'; the original is untouched.
+
+        Args:
+            fingerprint: What the processes of its session were started with. None may be at work.
+            agent_session_id: Which.
+            into: What the processes of the copy will be started with.
+            anchor: `TurnEnded.anchor` of the last turn to copy; None copies all.
+
+        Returns:
+            The id to resume the copy with.
+
+        Raises:
+            ResumeNotFound: It is not known, or has no such place.
+            AgentError: It could not be copied. Nothing was.
+        """
+        try:
+            source = await self._conversation(
+                self._config_of(fingerprint), fingerprint.cwd, agent_session_id
+            )
+            entries = await asyncio.to_thread(source.read)
+            if not entries and self._transcripts is not None and source.can_be_here:
+                entries = await self._transcripts.load(source.key) or []
+            if not entries:
+                raise _unknown(agent_session_id)
+            module = await self._import(_TRANSCRIPTS)
+            try:
+                copy, lines = await module.forked(
+                    entries, source.key, cwd=fingerprint.cwd, anchor=anchor
+                )
+            except (ValueError, FileNotFoundError) as error:
+                raise ResumeNotFound(
+                    f"The conversation cannot be forked there: {error}."
+                ) from error
+            target = await self._conversation(self._config_of(into), into.cwd, copy)
+            await asyncio.to_thread(target.write, lines, {})
+            try:
+                if self._transcripts is not None:
+                    await self._transcripts.append(target.key, lines)
+            except BaseException:
+                await asyncio.to_thread(target.erase)
+                raise
+        except AgentError:
+            raise
+        except Exception as error:
+            _log.exception("The conversation %s cannot be copied", agent_session_id)
+            raise AgentError(
+                "The conversation cannot be copied. Try again later; the server's operator finds "
+                "the reason in the log."
+            ) from error
+        if self._transcripts is not None:
+            self._note_complete([copy])
+        return str(copy)
 
     async def forget(self, fingerprint: Fingerprint, agent_session_id: str) -> None:
         """Erase a conversation: the CLI's files of it, and their copy.
@@ -316,7 +423,7 @@ class ClaudeAgent:
             AgentError: Something of it is still there.
         """
         self._complete.pop(agent_session_id, None)
-        config = configdir.used(self._variables(fingerprint, "", "", None))
+        config = self._config_of(fingerprint)
         try:
             conversation = await self._conversation(config, fingerprint.cwd, agent_session_id)
             await asyncio.to_thread(conversation.erase)
@@ -379,10 +486,21 @@ class ClaudeAgent:
         if not await asyncio.to_thread(conversation.is_here):
             await self._bring_back(conversation, self._transcripts)
         elif resume not in self._complete:
+            await self._mend(conversation, self._transcripts)
             # Its last lines may not have reached the store before the server was killed.
             mirror.catch_up(await asyncio.to_thread(conversation.files))
         self._complete.pop(resume, None)
         return mirror
+
+    async def _mend(self, conversation: Conversation, transcripts: Transcripts) -> None:
+        """Write the CLI's file of a conversation anew if the copy has more."""
+        try:
+            copied = await transcripts.load(conversation.key)
+            lacked = False if not copied else await asyncio.to_thread(conversation.mend, copied)
+            if lacked:
+                _log.warning("The transcript %s lacked lines of its copy", conversation.key)
+        except Exception:  # what the CLI has is the most that there is
+            _log.exception("The transcript %s cannot be compared with its copy", conversation.key)
 
     async def _bring_back(self, conversation: Conversation, transcripts: Transcripts) -> None:
         """Write the CLI's files of a conversation, if there is a copy of them."""
@@ -406,6 +524,9 @@ class ClaudeAgent:
                 "again later; the server's operator finds the reason in the log."
             ) from error
         _log.info("The transcript %s was brought back", conversation.key)
+
+    def _config_of(self, fingerprint: Fingerprint) -> str:
+        return configdir.used(self._variables(fingerprint, "", "", None))
 
     async def _conversation(self, config: str, cwd: str, agent_session_id: str) -> Conversation:
         module = await self._import(_TRANSCRIPTS)
@@ -456,31 +577,63 @@ class ClaudeAgent:
         resume: str | None,
         provided: Mapping[str, str] | None,
     ) -> list[str]:
-        model = fingerprint.model or self._model
         exist, allowed = tools.resolve(
-            fingerprint.allowed_tools, extra=self._extra_tools, forbidden=self._forbidden
+            fingerprint.allowed_tools,
+            extra=self._extra_tools,
+            forbidden=self._forbidden,
+            asks=fingerprint.asks,
         )
+        rules = [*map(spelled, fitting(usable(fingerprint.rules)))]
+        if self._confine_files and limits.asks:
+            # By their names they could be used outside, too, without a question.
+            rules += _inside(allowed, limits)
+            allowed = tuple(name for name in allowed if name not in TOOLS)
         return launch.arguments(
             fingerprint,
-            model=self._aliases.get(model, model),
+            model=self._model_named(fingerprint.model or self._model),
             tools=exist,
             allowed=allowed,
             forbidden=tools.every_name(self._forbidden),
             setting_sources=self._setting_sources,
             extra_dirs=self._extra_dirs,
-            settings=self._settings(limits, env, provided),
+            settings=self._settings(limits, rules, env, provided),
             system_prompt_file=written(fingerprint.system_prompt, scratch, "system-prompt"),
+            mcp_config_file=written(self._mcp_config(fingerprint), scratch, _SERVERS),
+            may_bypass=self._rules.may_bypass,
             session_id=str(uuid.uuid4()),
             resume=resume,
             mirrored=self._transcripts is not None,
         )
 
+    def _model_named(self, model: str) -> str:
+        return self._aliases.get(model, model)
+
+    def _mcp_config(self, fingerprint: Fingerprint) -> str | None:
+        if not fingerprint.mcp_servers:
+            return None
+        missing = [name for name in fingerprint.mcp_servers if name not in self._mcp_servers]
+        if missing:
+            raise AgentStartFailed(
+                f"The operator has no MCP server {', '.join(map(repr, missing))} any more."
+            )
+        return json.dumps(
+            {"mcpServers": {name: self._mcp_servers[name] for name in fingerprint.mcp_servers}}
+        )
+
     def _settings(
-        self, limits: Confinement, env: Mapping[str, str], provided: Mapping[str, str] | None
+        self,
+        limits: Confinement,
+        rules: Sequence[str],
+        env: Mapping[str, str],
+        provided: Mapping[str, str] | None,
     ) -> str | None:
         settings: JsonObject = {}
-        if self._confine_files:
-            settings |= limits.settings()
+        permissions: JsonObject = limits.settings() if self._confine_files else {}
+        if rules:
+            # Not by --allowedTools, which would have to be taken apart again.
+            permissions["allow"] = list(dict.fromkeys(rules))
+        if permissions:
+            settings["permissions"] = permissions
         if self._sandbox:
             settings |= sandbox.settings(limits, env, secret=provided or ())
         return json.dumps(settings) if settings else None
@@ -524,14 +677,28 @@ class ClaudeAgent:
         return self._late[name]
 
 
+def _inside(allowed: Sequence[str], limits: Confinement) -> list[str]:
+    """Return the rules by which file tools that are allowed run in the session's directories.
+
+    The CLI lets them read there anyway, and has one kind of rule for all that change files.
+    """
+    if not any(name in CHANGES for name in allowed):
+        return []
+    return [spelled(Rule(tool="Edit", content=below(one))) for one in limits.roots[:-1]]
+
+
+def _unknown(agent_session_id: str) -> ResumeNotFound:
+    return ResumeNotFound(
+        f"Claude Code does not know the conversation {agent_session_id!r}. Begin a new one."
+    )
+
+
 def _start_error(
     error: Exception, ended: Exit, complaint: str | None, resume: str | None
 ) -> AgentError:
     words = complaint or ended.stderr
     if resume is not None and _UNKNOWN_CONVERSATION in f"{complaint} {ended.stderr}":
-        return ResumeNotFound(
-            f"Claude Code does not know the conversation {resume!r}. Begin a new one."
-        )
+        return _unknown(resume)
     reason = ended.cause if isinstance(error, AgentGone) else f"{error}."
     return AgentStartFailed(
         f"Claude Code did not start. {reason} {words}".rstrip(), stderr=ended.stderr

@@ -56,12 +56,18 @@ _TOO_LARGE = _Meaning(
     "new session.",
 )
 _REFUSED = _Meaning(
-    FailureCode.UPSTREAM_REFUSED,
+    FailureCode.REFUSED,
     "The model's safeguards stopped the answer. Ask differently, or in a new session.",
 )
 _TOO_LONG = _Meaning(
     FailureCode.UPSTREAM_ERROR,
     "The answer grew longer than the model may write at once. Ask for less.",
+)
+_NO_OUTPUT = _Meaning(
+    FailureCode.NO_STRUCTURED_OUTPUT,
+    "The model gave no answer of the form that output_schema asks for. Ask again, or for something "
+    "simpler.",
+    True,
 )
 _UNKNOWN = _Meaning(FailureCode.INTERNAL, "Claude Code gave the turn up.", True)
 
@@ -74,6 +80,7 @@ _BY_REASON = {
     "budget_exhausted": _Meaning(
         FailureCode.BUDGET, "The session's budget is used up. Start another with a larger one."
     ),
+    "structured_output_retry_exhausted": _NO_OUTPUT,
     "prompt_too_long": _CONTEXT,
     "image_error": _Meaning(
         FailureCode.UPSTREAM_REFUSED,
@@ -104,6 +111,9 @@ _BY_NAME = {
     "invalid_request": _INVALID,
     "max_output_tokens": _TOO_LONG,
 }
+
+NO_OUTPUT = Failure(code=_NO_OUTPUT.code, message=_NO_OUTPUT.message, retryable=True)
+"""Why a turn has failed that went well otherwise."""
 
 _PROSE = 500
 """Characters of the upstream's prose that go into a message."""

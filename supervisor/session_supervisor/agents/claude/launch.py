@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from session_supervisor.agents.claude import variables
+from session_supervisor.agents.claude import schemas, variables
 from session_supervisor.agents.port import Fingerprint
 from session_supervisor.errors import AgentMissing
 
@@ -91,6 +91,8 @@ def arguments(
     settings: str | None = None,
     system_prompt_file: str | None = None,
     session_id: str | None = None,
+    mcp_config_file: str | None = None,
+    may_bypass: bool = False,
     resume: str | None = None,
     mirrored: bool = False,
 ) -> list[str]:
@@ -110,6 +112,8 @@ def arguments(
         system_prompt_file: Holds what replaces the CLI's own system prompt. Not an argument of
             its own: those have a limit, and every user of the machine can read them.
         session_id: The id of a new conversation.
+        mcp_config_file: Holds the MCP servers, of which it may have secrets.
+        may_bypass: Whether it may be told later to bypass permissions.
         resume: The id of one to go on with.
         mirrored: Whether it prints what it writes to its transcripts.
     """
@@ -131,14 +135,26 @@ def arguments(
     if not setting_sources:
         # Otherwise the servers of the user's own configuration are started for every session.
         given.append("--strict-mcp-config")
-    if fingerprint.permission_mode == "bypassPermissions":
+    if may_bypass or fingerprint.permission_mode == "bypassPermissions":
         given.append("--allow-dangerously-skip-permissions")
     if settings is not None:
         given.append(f"--settings={settings}")
     if system_prompt_file is not None:
         given.append(f"--system-prompt-file={system_prompt_file}")
+    if fingerprint.asks:
+        given.append("--permission-prompt-tool=stdio")
     if fingerprint.max_turns is not None:
         given.append(f"--max-turns={fingerprint.max_turns}")
+    if fingerprint.max_budget_usd is not None:
+        given.append(f"--max-budget-usd={fingerprint.max_budget_usd:.6f}")
+    if fingerprint.output_schema is not None:
+        given.append(f"--json-schema={schemas.spelled(fingerprint.output_schema)}")
+    if fingerprint.thinking is not None:
+        given.append(f"--thinking={'adaptive' if fingerprint.thinking else 'disabled'}")
+    if fingerprint.thinking:
+        given.append("--thinking-display=summarized")
+    if mcp_config_file is not None:
+        given.append(f"--mcp-config={mcp_config_file}")
     if mirrored:
         given.append("--session-mirror")
     if resume is not None:

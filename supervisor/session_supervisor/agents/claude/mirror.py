@@ -4,8 +4,10 @@ The CLI prints each line that it has written, along with the file's path. The li
 in their order, in a task of their own, so that a slow store delays nobody who reads the CLI. At a
 turn's end they are waited for, for a while: what was announced should be there after a crash.
 
-The copy is always a beginning of the original. Where something could not be stored, nothing after
-it is, until the rest has been caught up with from the CLI's own file.
+The copy is always a beginning of the original. What the store refuses is kept and offered again,
+for a full disk may have kept it from the CLI's own file as well. Where it is not known whether the
+store has something, nothing after it is stored, until the rest has been caught up with from that
+file.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ _MOST = 8 * 2**20
 
 _PAUSES_S = (0.1, 0.4)
 """Seconds before trying to store something again."""
+
+_AGAIN_S = 0.5
+"""Seconds after which what the store refused is offered again, while somebody waits for it."""
 
 _APPEND_S = 20.0
 """Seconds that the store has for one attempt."""
@@ -110,11 +115,22 @@ class Mirror:
             self._forget_pending()
         self._begin()
 
-    async def flush(self, timeout_s: float) -> bool:
-        """Wait until all is stored, or has failed; return whether that was within that time."""
+    async def flush(self, timeout_s: float, *, refused_s: float = 0.0) -> bool:
+        """Wait until all is stored, or was refused; return whether that was within the time.
+
+        Args:
+            timeout_s: Seconds to wait for a store that takes its time.
+            refused_s: Seconds to go on with one that refuses.
+        """
         if self._task is None:
             return True
+        loop = asyncio.get_running_loop()
+        start = loop.time()
         await asyncio.wait({self._task}, timeout=timeout_s)
+        while self._task.done() and self._pending and loop.time() < start + refused_s:
+            await asyncio.sleep(_AGAIN_S)
+            self._begin()
+            await asyncio.wait({self._task}, timeout=max(0.0, start + refused_s - loop.time()))
         return self._task.done()
 
     def lose(self) -> None:
@@ -123,13 +139,13 @@ class Mirror:
 
     async def aclose(self) -> frozenset[str]:
         """Store what is left, for a while; return the conversations that are there completely."""
-        if self._torn and (self._task is None or self._task.done()):
+        if (self._torn or self._pending) and (self._task is None or self._task.done()):
             self._begin()  # the store may have come to itself since
         done = await self.flush(_CLOSE_S)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self._lost or self._torn or not done:
+        if self._lost or self._torn or self._pending or not done:
             return frozenset()
         return frozenset(self._conversations)
 
@@ -153,9 +169,11 @@ class Mirror:
                 together.setdefault(path, []).extend(entries)
             for path, entries in together.items():
                 if path not in self._torn and not await self._append(path, entries):
-                    self._torn[path] = None
+                    self._pending.insert(0, (path, entries))
+                    self._size += len(json.dumps(entries))
 
     async def _append(self, path: str, entries: list[Any]) -> bool:
+        """Store what was printed; return False if the store has refused it."""
         key = self._key(path)
         if key is None:
             return True
@@ -164,7 +182,8 @@ class Mirror:
                 async with asyncio.timeout(_APPEND_S):
                     await self._store.append(key, entries)
             except TimeoutError:
-                break  # it may yet arrive there
+                self._torn[path] = None  # it may yet arrive there
+                return True
             except Exception:
                 if pause_s is None:
                     _log.warning("A transcript cannot be stored", exc_info=True)
@@ -222,7 +241,7 @@ def key_of(path: str, projects: str) -> TranscriptKey | None:
 
 def _missing(path: str, stored: list[Any]) -> list[Any]:
     """Return the lines of a file that come after those that are stored."""
-    known = {uuid for one in stored if (uuid := _uuid(one)) is not None}
+    known = {uuid for one in stored if (uuid := uuid_of(one)) is not None}
     lines: list[Any] = []
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -230,16 +249,17 @@ def _missing(path: str, stored: list[Any]) -> list[Any]:
                 entry = json.loads(line)
             except ValueError:
                 break  # it is still being written, and will be printed
-            if _uuid(entry) in known:
+            if uuid_of(entry) in known:
                 lines.clear()
             elif not str(entry.get("type")).startswith(_ONLY_LOCAL):
                 lines.append(entry)
     # Of those without an id, some may be there already, behind the last one that has one.
-    last = max((n for n, one in enumerate(stored) if _uuid(one) is not None), default=-1)
+    last = max((n for n, one in enumerate(stored) if uuid_of(one) is not None), default=-1)
     rest = stored[last + 1 :]
     return [entry for entry in lines if entry not in rest]
 
 
-def _uuid(entry: Mapping[str, Any]) -> str | None:
+def uuid_of(entry: Mapping[str, Any]) -> str | None:
+    """Return the id of a line, None if it has none."""
     uuid = entry.get("uuid")
     return uuid if isinstance(uuid, str) else None

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from pydantic import JsonValue
+
 from session_supervisor.agents.claude.mirror import Mirror
+from session_supervisor.agents.claude.permissions import Permissions
 from session_supervisor.agents.claude.program import Garbled, Program
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import (
     AgentMessage,
     BackgroundWork,
     Binding,
+    ContextUsage,
     Exit,
     Tree,
     TurnBegan,
     TurnEnded,
 )
-from session_supervisor.errors import AgentGone
-from session_supervisor.spec import JsonObject, Prompt
+from session_supervisor.asks import Decision
+from session_supervisor.errors import AgentGone, CannotChange
+from session_supervisor.spec import Attachment, JsonObject, PermissionMode, Prompt
 
 _T = TypeVar("_T")
 
@@ -44,6 +50,9 @@ _CATCH_UP_S = 0.5
 
 _STORE_S = 2.0
 """Seconds that the announcement of a turn's end waits for its transcript to be stored."""
+
+_REFUSED_S = 8.0
+"""The same for a store that refuses it: its disk may be full, and so the CLI's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +85,18 @@ class Client(Protocol):
         """Stop the running turn."""
         ...
 
+    async def set_model(self, model: str) -> None:
+        """Have the next requests to the model made to another one."""
+        ...
+
+    async def set_permission_mode(self, mode: PermissionMode) -> None:
+        """Change what happens to tools that are not allowed outright."""
+        ...
+
+    async def get_context_usage(self) -> Any:
+        """Say what takes how much of the model's context."""
+        ...
+
     async def get_mcp_status(self) -> Any:
         """Answer, which is all that matters here."""
         ...
@@ -93,6 +114,9 @@ class ClaudeProcess:
         program: Program,
         *,
         translator: Translator,
+        permissions: Permissions,
+        model_named: Callable[[str], str],
+        may_bypass: bool,
         take_stock: Callable[[int | None], Awaitable[Tree]],
         clean_up: Callable[[], Awaitable[None]],
         mirror: Mirror | None,
@@ -105,6 +129,9 @@ class ClaudeProcess:
         Args:
             program: The running CLI.
             translator: A fresh one.
+            permissions: What it asks humans; fresh as well.
+            model_named: Says what a session's name for a model is for the program.
+            may_bypass: Whether it was started so that it can be told to bypass permissions.
             take_stock: Says what there is of the program, whose id it gets while it runs, and of
                 what that started.
             clean_up: Ends what the program started, and removes what it left.
@@ -115,6 +142,9 @@ class ClaudeProcess:
         """
         self._program = program
         self._translator = translator
+        self._permissions = permissions
+        self._model_named = model_named
+        self._may_bypass = may_bypass
         self._take_stock = take_stock
         self._clean_up = clean_up
         self._mirror = mirror
@@ -189,7 +219,13 @@ class ClaudeProcess:
             AgentGone: The process has ended.
         """
         self._handed.add(prompt.prompt_id)
-        await self._unless_gone(self._connected.query(_one_user_message(prompt)))
+        if prompt.command:
+            self._translator.expect_command(prompt.prompt_id)
+            # The SDK would have it taken for text, as it does with all that people write.
+            line = json.dumps(_user_message(prompt)).encode() + b"\n"
+            await self._unless_gone(self._program.write(line))
+        else:
+            await self._unless_gone(self._connected.query(_one_user_message(prompt)))
 
     async def interrupt(self) -> None:
         """Stop what it does: the running turn, and a prompt that it has not taken up yet.
@@ -207,6 +243,59 @@ class ClaudeProcess:
                     await self._pass_boundary()
                     if self._translator.in_turn:
                         await self._ask(self._connected.interrupt())
+
+    async def answer(self, request_id: str, decision: Decision) -> None:
+        """Answer what it asked; nothing happens if it is over already.
+
+        An input that a human has changed is judged as the model's was: what is hidden from the
+        session's file tools stays so, and then the call is denied.
+
+        Raises:
+            AgentGone: The process has ended.
+            ValueError: A question was allowed, or a permission was answered.
+        """
+        if self._program.returncode is not None:
+            raise self._gone()
+        told = await self._permissions.answer(request_id, decision)
+        if told is not None:
+            await self._unless_gone(self._program.write(json.dumps(told).encode() + b"\n"))
+
+    async def configure(
+        self, *, model: str | None = None, permission_mode: PermissionMode | None = None
+    ) -> None:
+        """Change what can change while it lives, from the next request to the model on.
+
+        Raises:
+            AgentGone: The process has ended.
+            CannotChange: It has to be started anew for that.
+        """
+        if permission_mode == "bypassPermissions" and not self._may_bypass:
+            raise CannotChange("Claude Code has to be started anew to bypass permissions.")
+        if model is not None:
+            await self._tell(self._connected.set_model(self._model_named(model)))
+        if permission_mode is not None:
+            await self._tell(self._connected.set_permission_mode(permission_mode))
+
+    async def context(self) -> ContextUsage | None:
+        """Return how full the model's context is.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        try:
+            usage = await self._unless_gone(self._connected.get_context_usage())
+        except AgentGone:
+            raise
+        except Exception as error:  # the SDK raises a plain one where the answer is no
+            if self._program.returncode is not None:
+                raise self._gone() from error
+            _log.debug("Claude Code does not say how full its context is: %s", error)
+            return None
+        match usage:
+            case {"totalTokens": int(tokens), "maxTokens": int(most)}:
+                return ContextUsage(tokens=tokens, max_tokens=most)
+            case _:
+                return None
 
     async def probe(self) -> None:
         """Return once it has answered a request.
@@ -279,10 +368,14 @@ class ClaudeProcess:
             async for frame in self._program.frames(limit=self._max_line):
                 kind = frame.get("type")
                 if kind in _FOR_THE_SDK:
-                    accept(frame)
+                    asked = self._asked(frame)
+                    if asked is None:
+                        accept(frame)
+                    else:
+                        await self._put(asked)
                 elif kind != "transcript_mirror":
                     if kind == "result" and self._mirror is not None:
-                        await self._mirror.flush(_STORE_S)
+                        await self._mirror.flush(_STORE_S, refused_s=_REFUSED_S)
                     await self._deliver(frame)
                 elif self._mirror is not None:
                     self._mirror.accept(frame)
@@ -300,6 +393,23 @@ class ClaudeProcess:
             accept(None)
             self._outbox.put_nowait(None)
 
+    def _asked(self, frame: JsonObject) -> AgentMessage | None:
+        """Return what a control frame asks of a human, or takes back; None if it does neither."""
+        if frame.get("type") == "control_request":
+            return self._permissions.asked(frame)
+        if frame.get("type") == "control_cancel_request":
+            return self._permissions.withdrawn(frame)
+        return None
+
+    async def _put(self, message: AgentMessage) -> None:
+        """Pass a message on, as fast as they are read."""
+        await self._room.wait()
+        if self._reader_left:
+            return
+        self._outbox.put_nowait(message)
+        if self._outbox.qsize() >= _AHEAD:
+            self._room.clear()
+
     async def _deliver(self, frame: JsonObject) -> None:
         for message in self._translator.feed(frame):
             match message:
@@ -311,12 +421,7 @@ class ClaudeProcess:
                     self._background = message.pending
                 case _:
                     pass
-            await self._room.wait()
-            if self._reader_left:
-                continue
-            self._outbox.put_nowait(message)
-            if self._outbox.qsize() >= _AHEAD:
-                self._room.clear()
+            await self._put(message)
 
     async def _pass_boundary(self) -> None:
         """Wait until a turn begins or ends, or the process does."""
@@ -342,6 +447,24 @@ class ClaudeProcess:
             if isinstance(error.__cause__, TimeoutError):
                 raise TimeoutError(str(error)) from error
             _log.debug("Claude Code refused a request: %s", error)
+
+    async def _tell(self, asked: Coroutine[Any, Any, object]) -> None:
+        """Make a request that may be refused.
+
+        Raises:
+            AgentGone: The process has ended.
+            CannotChange: The answer is no.
+        """
+        try:
+            await self._unless_gone(asked)
+        except AgentGone:
+            raise
+        except Exception as error:
+            if self._program.returncode is not None:
+                raise self._gone() from error
+            raise CannotChange(
+                f"Claude Code does not change that while it lives: {error}"
+            ) from error
 
     async def _unless_gone(self, asked: Coroutine[Any, Any, _T]) -> _T:
         """Await what only a live process can answer: the SDK would go on waiting for a dead one.
@@ -370,12 +493,35 @@ class ClaudeProcess:
 
 
 async def _one_user_message(prompt: Prompt) -> AsyncIterator[dict[str, Any]]:
-    yield {
+    yield _user_message(prompt)
+
+
+def _user_message(prompt: Prompt) -> dict[str, Any]:
+    return {
         "type": "user",
         "uuid": prompt.prompt_id,
-        "message": {"role": "user", "content": prompt.text},
+        "message": {"role": "user", "content": _content(prompt)},
         "parent_tool_use_id": None,
     }
+
+
+def _content(prompt: Prompt) -> JsonValue:
+    if not prompt.attachments:
+        return prompt.text
+    blocks: list[JsonValue] = [_block(one) for one in prompt.attachments]
+    return [*blocks, {"type": "text", "text": prompt.text}]
+
+
+def _block(attachment: Attachment) -> JsonObject:
+    source: JsonObject = {
+        "type": "base64",
+        "media_type": attachment.media_type,
+        "data": attachment.data,
+    }
+    if attachment.media_type.startswith("image/"):
+        return {"type": "image", "source": source}
+    named: JsonObject = {} if attachment.name is None else {"title": attachment.name}
+    return {"type": "document", "source": source, **named}
 
 
 def _described(code: int) -> str:

@@ -18,12 +18,18 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from claude_agent_sdk import project_key_for_directory
+from claude_agent_sdk import (
+    SessionKey,
+    SessionStore,
+    SessionStoreEntry,
+    fork_session_via_store,
+    project_key_for_directory,
+)
 
 from session_supervisor.agents.claude import configdir
-from session_supervisor.agents.claude.mirror import TranscriptKey
+from session_supervisor.agents.claude.mirror import TranscriptKey, uuid_of
 
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PART = re.compile(r"[\w-][\w.-]*", re.ASCII)
@@ -63,6 +69,42 @@ class Conversation:
     def can_be_here(self) -> bool:
         """Whether it has a name that the CLI would look for."""
         return self._named
+
+    def read(self) -> list[Any]:
+        """Return the lines of the conversation; none if it is not here.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if not self.is_here():
+            return []
+        entries: list[Any] = []
+        with self._main.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    entries.append(json.loads(line))
+                except ValueError:  # the CLI was killed while it wrote it
+                    continue
+        return entries
+
+    def mend(self, copied: Sequence[Any]) -> bool:
+        """Write it anew if it lacks lines that were copied: a full disk may have kept them out.
+
+        Args:
+            copied: The lines of the copy, which is a beginning of what the CLI has printed.
+
+        Returns:
+            Whether it lacked any.
+
+        Raises:
+            OSError: It cannot be read or written.
+        """
+        here = self.read()
+        known, stored = _uuids(here), _uuids(copied)
+        if stored <= known:
+            return False
+        _write(self._main, [*copied, *(one for one in here if not _uuids([one]) <= stored)])
+        return True
 
     def write(self, entries: Sequence[Any], subagents: Mapping[str, Sequence[Any]]) -> None:
         """Write it, where the CLI finds it only once it is complete.
@@ -119,6 +161,49 @@ class Conversation:
     @property
     def _main(self) -> Path:
         return self._folder / f"{self.key['session_id']}.jsonl"
+
+
+async def forked(
+    entries: Sequence[Any], key: TranscriptKey, *, cwd: str, anchor: str | None
+) -> tuple[str, list[Any]]:
+    """Return a new conversation that begins with what was said in another.
+
+    Args:
+        entries: The lines of that one; they stay as they are.
+        key: Which it is.
+        cwd: The directory that it was held in.
+        anchor: Id of the last message to take over; None takes all.
+
+    Returns:
+        The id of the new one, and its lines.
+
+    Raises:
+        ValueError: There is no message, or not that one.
+    """
+    desk = _Desk(entries, key)
+    made = await fork_session_via_store(
+        cast("SessionStore", desk), key["session_id"], directory=cwd, up_to_message_id=anchor
+    )
+    return made.session_id, desk.written
+
+
+class _Desk:
+    """Where the SDK finds one transcript, and puts the other."""
+
+    def __init__(self, entries: Sequence[Any], key: TranscriptKey) -> None:
+        self._entries = entries
+        self._key = key
+        self.written: list[Any] = []
+
+    async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
+        return list(self._entries) if key["session_id"] == self._key["session_id"] else None
+
+    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
+        self.written += entries
+
+
+def _uuids(entries: Sequence[Any]) -> set[str]:
+    return {uuid for one in entries if (uuid := uuid_of(one)) is not None}
 
 
 def _is_metadata(entry: Mapping[str, Any]) -> bool:

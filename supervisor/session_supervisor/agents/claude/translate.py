@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
-from session_supervisor.agents.claude.failures import failure_of, prose_of
+from session_supervisor.agents.claude.failures import NO_OUTPUT, failure_of, prose_of
 from session_supervisor.agents.claude.tools import documented_name
 from session_supervisor.agents.port import (
     AgentMessage,
@@ -36,11 +37,15 @@ from session_supervisor.agents.port import (
     ToolStarted,
     TurnBegan,
     TurnEnded,
+    UpstreamLimit,
     UpstreamRetry,
 )
 from session_supervisor.spec import JsonObject
 
 _SYNTHETIC = "<synthetic>"
+
+_OF_ONE_MODEL = ("seven_day_opus", "seven_day_sonnet")
+"""Limits of use beyond which there are other models still."""
 
 
 @dataclass(slots=True)
@@ -51,6 +56,8 @@ class _Turn:
     counted: int = 0
     """Round trips that another turn has been charged with already."""
     api_error: str | None = None
+    anchor: str | None = None
+    """The last message of the conversation that came with it."""
     tools: set[str] = field(default_factory=set[str])
     """The calls that were reported, so that a stray one of an earlier turn is not."""
 
@@ -68,13 +75,17 @@ class _Block:
 class Translator:
     """Translates the frames of one process, in their order."""
 
-    def __init__(self, *, now: Callable[[], float]) -> None:
+    def __init__(self, *, now: Callable[[], float], structured: bool = False) -> None:
         """Begin with no turn.
 
         Args:
             now: The time of day, seconds since 1970; rate limits end at such a time.
+            structured: Whether the answer to a prompt has to meet a schema. The CLI ends a turn
+                well that has no such answer.
         """
         self._now = now
+        self._structured = structured
+        self._commands: set[str] = set()
         self._turn: _Turn | None = None
         self._taken_up: set[str] = set()
         self._block = _Block()
@@ -88,9 +99,15 @@ class Translator:
         """Whether a turn runs."""
         return self._turn is not None
 
+    def expect_command(self, prompt_id: str) -> None:
+        """Note that a prompt is a command, to which there is no answer that could have a form."""
+        self._commands.add(prompt_id)
+
     def feed(self, frame: JsonObject) -> list[AgentMessage]:
         """Translate one frame; what has no meaning still says that the process lives."""
-        return list(self._translate(frame)) or [Alive()]
+        messages = list(self._translate(frame)) or [Alive()]
+        self._note_place(frame)
+        return messages
 
     def _translate(self, frame: JsonObject) -> Iterator[AgentMessage]:
         match frame:
@@ -118,8 +135,16 @@ class Translator:
                 self._limit_resets_at = (
                     float(resets) if rejected and isinstance(resets, int | float) else None
                 )
+                yield _limit(info)
             case _:
                 pass
+
+    def _note_place(self, frame: JsonObject) -> None:
+        """Note the last message of the running turn: by it the transcript can be cut there."""
+        uuid = frame.get("uuid")
+        said = frame.get("type") in ("assistant", "user") and frame.get("isReplay") is not True
+        if said and self._turn is not None and isinstance(uuid, str) and _parent(frame) is None:
+            self._turn.anchor = uuid
 
     # Turns
 
@@ -167,7 +192,7 @@ class Translator:
             turn.prompt_ids += prompt_ids
             return
         yield from self._broken_off()
-        yield TurnEnded(num_turns=turn.rounds, cost_usd=self._cost)
+        yield TurnEnded(num_turns=turn.rounds, cost_usd=self._cost, anchor=turn.anchor)
         self._turn = _Turn(prompt_ids, counted=turn.rounds)
         yield TurnBegan(prompt_ids=tuple(prompt_ids))
 
@@ -198,20 +223,31 @@ class Translator:
         usage = frame.get("usage")
         stop_reason = frame.get("stop_reason")
         denials = frame.get("permission_denials")
+        output = frame.get("structured_output")
+        failure = None
+        if failed:
+            failure = failure_of(
+                frame, api_error=turn.api_error, retry_after=self._until_limit_resets()
+            )
+        elif output is None and not interrupted and self._needs_output(turn):
+            failure = NO_OUTPUT
         yield TurnEnded(
             prompt_ids=tuple(turn.prompt_ids),
             interrupted=interrupted,
-            failure=failure_of(
-                frame, api_error=turn.api_error, retry_after=self._until_limit_resets()
-            )
-            if failed
-            else None,
+            failure=failure,
             num_turns=max(0, num_turns - turn.counted) if isinstance(num_turns, int) else 0,
             cost_usd=self._cost,
             usage=usage if isinstance(usage, dict) else {},
             stop_reason=stop_reason if isinstance(stop_reason, str) else None,
             permission_denials=tuple(denials) if isinstance(denials, list) else (),
+            structured_output=output if failure is None else None,
+            anchor=turn.anchor,
         )
+
+    def _needs_output(self, turn: _Turn) -> bool:
+        prompts = set(turn.prompt_ids) - self._commands
+        self._commands.difference_update(turn.prompt_ids)
+        return self._structured and bool(prompts)
 
     def _until_limit_resets(self) -> float | None:
         resets = self._limit_resets_at
@@ -320,6 +356,27 @@ def _initialized(frame: JsonObject) -> Initialized:
         else (),
         version=version if isinstance(version, str) else None,
     )
+
+
+def _limit(info: JsonObject) -> UpstreamLimit:
+    resets, kind, used = info.get("resetsAt"), info.get("rateLimitType"), info.get("utilization")
+    # What is beyond the limit may be paid for.
+    paid = info.get("isUsingOverage") is True or info.get("overageStatus") == "allowed"
+    return UpstreamLimit(
+        rejected=info.get("status") == "rejected" and not paid,
+        resets_at=_time(resets),
+        kind=kind if isinstance(kind, str) else None,
+        of_one_model=kind in _OF_ONE_MODEL,
+        utilization=float(used) if isinstance(used, int | float) else None,
+    )
+
+
+def _time(value: JsonValue) -> datetime | None:
+    """Return a time that is counted in seconds since 1970; None where it can be none."""
+    try:
+        return datetime.fromtimestamp(value, UTC) if isinstance(value, int | float) else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _retry(frame: JsonObject) -> UpstreamRetry:

@@ -1,9 +1,10 @@
 """The SDK's end of the line to the CLI.
 
-The SDK speaks the control protocol (initialize, interrupt, hooks, permissions) and gets only
-that. What the session says goes past it, for four reasons, all measured: the SDK queues control
-answers behind a hundred messages that nobody may have read yet, drops kinds of messages that it
-does not know, ends its stream at one that it cannot parse, and takes ten seconds to close.
+The SDK speaks the control protocol (initialize, interrupt, hooks) and gets only that, and not what
+is asked of humans: that waits for hours, and is in order with the messages of the port. What the
+session says goes past it too, for four reasons, all measured: the SDK queues control answers behind
+a hundred messages that nobody may have read yet, drops kinds of messages that it does not know,
+ends its stream at one that it cannot parse, and takes ten seconds to close.
 
 Importing this module imports the SDK, which takes a second: do it late.
 """
@@ -24,7 +25,8 @@ from claude_agent_sdk import (
     Transport,
 )
 
-from session_supervisor.agents.claude.confinement import TOOLS, Confinement
+from session_supervisor.agents.claude.confinement import TOOLS
+from session_supervisor.agents.claude.permissions import Permissions
 from session_supervisor.agents.claude.program import Program
 from session_supervisor.spec import JsonObject
 
@@ -67,7 +69,7 @@ class ControlTransport(Transport):
 
 
 def client_for(
-    transport: ControlTransport, *, verbatim_prompts: bool, confinement: Confinement | None
+    transport: ControlTransport, *, verbatim_prompts: bool, guard: Permissions | None
 ) -> ClaudeSDKClient:
     """Return an SDK client on a transport, not connected yet.
 
@@ -75,29 +77,22 @@ def client_for(
         transport: Its end of the line.
         verbatim_prompts: Whether prompts are mere text, so that `/clear` does nothing and
             `@/etc/passwd` reads nothing.
-        confinement: Which files the session's file tools may touch; None: all.
+        guard: Says which files the session's file tools may touch; None: all.
     """
     options = ClaudeAgentOptions(verbatim_prompts=verbatim_prompts)
-    if confinement is not None:
-        options.hooks = {"PreToolUse": [_guard(confinement)]}
+    if guard is not None:
+        options.hooks = {"PreToolUse": [_matcher(guard)]}
     return ClaudeSDKClient(options, transport=transport)
 
 
-def _guard(confinement: Confinement) -> HookMatcher:
+def _matcher(guard: Permissions) -> HookMatcher:
     async def decide(
-        call: HookInput, _tool_use_id: str | None, _context: HookContext
+        call: HookInput, tool_use_id: str | None, _context: HookContext
     ) -> HookJSONOutput:
+        given = cast("JsonObject", call)
+        guard.note(given, tool_use_id)
         # In a thread: a file system that does not answer holds this session up, and no other.
-        refusal = await asyncio.to_thread(confinement.refusal, cast("JsonObject", call))
-        if refusal is None:
-            return {}
-        return {
-            "hookSpecificOutput": {
-                "hookEventName": "PreToolUse",
-                "permissionDecision": "deny",
-                "permissionDecisionReason": refusal,
-            }
-        }
+        return cast("HookJSONOutput", await asyncio.to_thread(guard.judge, given))
 
     # Where the hook fails, or the CLI is too old to heed it, the answer is no.
     return HookMatcher(matcher="|".join(TOOLS), hooks=[decide], on_failure="block")

@@ -6,6 +6,7 @@ returns steps. Steps are the values in `script`, and any message of the port, sa
     def script(prompt: Prompt, conversation: Conversation) -> Iterable[Step]:
         yield ThinkingDelta("hm")
         yield UseTool("Bash", input={"command": "make"}, result="ok", seconds=3.0)
+        yield UseTool("Write", input={"file_path": "a"}, asks=True)  # waits for a human
         yield Say("It is built.", deltas=4, every_s=0.05)
 
     agent = ScriptedAgent(script)
@@ -13,9 +14,9 @@ returns steps. Steps are the values in `script`, and any message of the port, sa
     agent.starts.append(Start(hangs=True))  # the next process does not come up
     agent.processes[-1].crash()             # and the latest one dies
 
-It has the manners of the Claude Code CLI where they matter to who drives it: it resumes
-conversations, queues prompts, begins turns by itself, skips a prompt id it has seen, and its cost
-accumulates.
+It has the manners of the Claude Code CLI where they matter to who drives it: it resumes and forks
+conversations, queues prompts, begins turns by itself, skips a prompt id it has seen, asks and
+remembers what it is told, and its cost accumulates. It knows one command, `/compact`.
 
 Everything is deterministic, and all delays are timers of the event loop, so it is at home on
 virtual time. It has no tasks at all: the script runs inside the one reader that the port promises,
@@ -27,12 +28,14 @@ from session_supervisor.agents.scripted.agent import TOOLS, Manners, ScriptedAge
 from session_supervisor.agents.scripted.process import ScriptedProcess
 from session_supervisor.agents.scripted.script import (
     Absorb,
+    AskQuestions,
     BeginAlone,
     Complain,
     Conversation,
     Crash,
     Fail,
     Freeze,
+    Give,
     Hang,
     IgnoreInterrupts,
     Pause,
@@ -47,12 +50,14 @@ from session_supervisor.agents.scripted.script import (
 __all__ = [
     "TOOLS",
     "Absorb",
+    "AskQuestions",
     "BeginAlone",
     "Complain",
     "Conversation",
     "Crash",
     "Fail",
     "Freeze",
+    "Give",
     "Hang",
     "IgnoreInterrupts",
     "Manners",

@@ -47,7 +47,7 @@ class ScriptedAgent:
         spawned: How often `spawn` was called.
         most_live: The greatest that `live` has been.
         forks: How often a conversation was resumed while another process had it: with the
-            real program, a loss of data.
+            real program, a loss of data. Not those that were asked for.
     """
 
     def __init__(
@@ -118,6 +118,30 @@ class ScriptedAgent:
             self._leave(memory)
             raise
         return self._process(fingerprint, memory, resume)
+
+    async def fork(
+        self,
+        fingerprint: Fingerprint,
+        agent_session_id: str,
+        *,
+        into: Fingerprint,
+        anchor: str | None = None,
+    ) -> str:
+        """Copy a conversation, up to the end of a turn.
+
+        Raises:
+            ResumeNotFound: There is no such conversation, or no such turn in it.
+        """
+        del fingerprint, into
+        memory = self._conversations.get(agent_session_id)
+        if memory is None:
+            raise ResumeNotFound(f"There is no conversation {agent_session_id!r} to fork.")
+        if anchor is not None and anchor not in memory.anchors:
+            raise ResumeNotFound(f"The conversation has no place {anchor!r} to fork at.")
+        self._begun += 1
+        copy = f"conversation-{self._begun}"
+        self._conversations[copy] = memory.copy(anchor)
+        return copy
 
     async def forget(self, fingerprint: Fingerprint, agent_session_id: str) -> None:
         """Erase a conversation."""

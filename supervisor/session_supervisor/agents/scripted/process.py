@@ -7,11 +7,19 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
 
-from session_supervisor.agents.port import AgentMessage, Binding, Exit, Fingerprint, Tree
+from session_supervisor.agents.port import (
+    AgentMessage,
+    Binding,
+    ContextUsage,
+    Exit,
+    Fingerprint,
+    Tree,
+)
 from session_supervisor.agents.scripted.life import Life, Rest
 from session_supervisor.agents.scripted.script import Complain, Crash, Freeze
+from session_supervisor.asks import Decision
 from session_supervisor.errors import AgentGone
-from session_supervisor.spec import Prompt
+from session_supervisor.spec import PermissionMode, Prompt
 from session_supervisor.timers import Wakeup
 
 BURST = 16
@@ -32,10 +40,10 @@ class ScriptedProcess:
         on_exit: Called once, when it ends.
 
     Attributes:
-        fingerprint: What it was started with.
         agent_session_id: The id of its conversation.
         binding: The session that it works for, if any.
         sent: Every prompt that it was handed, oldest first.
+        answers: Every decision that it was told, also of requests that were over, oldest first.
         interrupts: How many interrupts it acknowledged.
     """
 
@@ -48,10 +56,11 @@ class ScriptedProcess:
         stop_s: float,
         on_exit: Callable[[], None],
     ) -> None:
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
         self.agent_session_id = agent_session_id
         self.binding: Binding | None = None
         self.sent: list[Prompt] = []
+        self.answers: list[tuple[str, Decision]] = []
         self.interrupts = 0
         self._life = life
         self._signs = life.signs()
@@ -76,6 +85,11 @@ class ScriptedProcess:
     def exit(self) -> Exit | None:
         """How it ended, or None while it lives."""
         return self._exit
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What it was started with, or was told since."""
+        return self._fingerprint
 
     @property
     def frozen(self) -> bool:
@@ -119,6 +133,40 @@ class ScriptedProcess:
         self.interrupts += 1
         self._life.interrupt()
         self._bell.ring()
+
+    async def answer(self, request_id: str, decision: Decision) -> None:
+        """Answer what it asked, also of a frozen process.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        self._refuse_the_dead()
+        self.answers.append((request_id, decision))
+        self._life.answer(request_id, decision)
+        self._bell.ring()
+        await asyncio.sleep(0)
+
+    async def configure(
+        self, *, model: str | None = None, permission_mode: PermissionMode | None = None
+    ) -> None:
+        """Change what its manners let it change.
+
+        Raises:
+            AgentGone: The process has ended.
+            CannotChange: Its manners name the mode, or `model`.
+        """
+        await self.probe()
+        self._life.configure(model=model, permission_mode=permission_mode)
+        self._fingerprint = self._life.fingerprint
+
+    async def context(self) -> ContextUsage:
+        """Return how much has been asked so far, a token for four characters.
+
+        Raises:
+            AgentGone: The process has ended.
+        """
+        await self.probe()
+        return self._life.context()
 
     async def probe(self) -> None:
         """Return at once, unless frozen.

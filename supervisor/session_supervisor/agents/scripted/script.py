@@ -9,6 +9,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from session_supervisor.agents.port import AgentMessage, Fingerprint
+from session_supervisor.asks import Question, Rule
 from session_supervisor.errors import Failure
 from session_supervisor.spec import JsonObject, Prompt
 
@@ -46,17 +47,46 @@ class UseTool:
     Attributes:
         name: The tool.
         input: Its arguments.
-        result: What it gives.
+        result: What it gives; or a function of the arguments that it ran with, which a human may
+            have changed.
         seconds: How long it runs.
         is_error: Whether it fails.
+        asks: Whether it needs a permission. Somebody is asked for it unless the session's tools,
+            its permission mode or a rule say that it may run; a rule's content is compared with
+            the `command` or the `file_path` of the input.
+        suggestions: What is proposed to be remembered.
     """
 
     name: str
     _: KW_ONLY
     input: JsonObject = field(default_factory=dict[str, JsonValue])
-    result: JsonValue = ""
+    result: JsonValue | Callable[[JsonObject], JsonValue] = ""
     seconds: float = 0.0
     is_error: bool = False
+    asks: bool = False
+    suggestions: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AskQuestions:
+    """Ask somebody, and wait for the answers, which are the result of the tool that asks.
+
+    Attributes:
+        questions: What to ask; at least one.
+    """
+
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Answer with JSON, for a session whose answers have a schema.
+
+    Attributes:
+        value: The answer. It is not compared with the schema.
+    """
+
+    value: JsonValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +166,8 @@ Step: TypeAlias = (
     | Say
     | Pause
     | UseTool
+    | AskQuestions
+    | Give
     | BeginAlone
     | Absorb
     | Complain

@@ -377,3 +377,12 @@ async def test_a_program_that_would_not_heed_the_limits_of_files_is_not_used(
 ) -> None:
     with pytest.raises(AgentStartFailed, match="on_failure"):
         await fake("old").spawn(FINGERPRINT)
+
+
+async def test_permissions_are_not_bypassed_any_more_when_the_operator_has_changed_its_mind(
+    tmp_path: Path,
+) -> None:
+    # As a session asks that was begun, and is kept, from before.
+    kept = Fingerprint(owner="o", cwd=str(tmp_path), permission_mode="bypassPermissions")
+    with pytest.raises(AgentStartFailed, match="has not allowed bypassPermissions"):
+        await ClaudeAgent().spawn(kept)

@@ -275,8 +275,7 @@ def test_a_directory_inside_the_hidden_one_can_be_a_session_s(tree: Tree) -> Non
 
 
 def test_the_cli_is_told_the_same_limits(tree: Tree) -> None:
-    told = tree.confinement.settings()["permissions"]
-    assert isinstance(told, dict)
+    told = tree.confinement.settings()
     assert told["blockFileToolReadsOutsideWorkingDirectories"] is True
     excluded = told["workingDirectoriesExclude"]
     assert isinstance(excluded, list)

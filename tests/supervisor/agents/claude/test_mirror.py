@@ -112,6 +112,31 @@ async def test_a_store_that_fails_for_a_moment_is_asked_again(
     assert not caplog.records
 
 
+async def test_what_the_store_refuses_is_kept_though_the_file_lacks_it(
+    store: Store, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "_AGAIN_S", 0.01)
+    mirror = Mirror(store, projects=original.projects)
+    store.failures = 7
+    mirror.accept(original.write("a", "B"))
+    original.path.write_text("")  # the disk is full
+    assert await mirror.flush(HANGS_S, refused_s=HANGS_S)
+    assert await store.load(KEY) == original.written
+    assert await mirror.aclose() == {"c"}
+
+
+async def test_a_store_that_refuses_is_not_waited_for_without_end(
+    store: Store, original: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "_AGAIN_S", 0.01)
+    mirror = Mirror(store, projects=original.projects)
+    store.failures = 10**6
+    mirror.accept(original.write("a"))
+    async with asyncio.timeout(HANGS_S):
+        await mirror.flush(HANGS_S, refused_s=0.1)
+        assert await mirror.aclose() == frozenset()
+
+
 async def test_what_could_not_be_stored_is_caught_up_with_and_leaves_no_hole(
     store: Store, original: Original
 ) -> None:
@@ -122,7 +147,7 @@ async def test_what_could_not_be_stored_is_caught_up_with_and_leaves_no_hole(
     mirror.accept(original.write("b", "X"))
     assert await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written[:1]
-    store.failures = 1
+    store.failures = 3
     mirror.accept(original.write("c"))
     await mirror.flush(HANGS_S)
     assert await store.load(KEY) == original.written[:1]

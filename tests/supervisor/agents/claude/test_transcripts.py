@@ -108,3 +108,21 @@ def test_all_of_it_is_erased_and_nothing_of_others(tmp_path: Path, folder: Path)
     second.erase()
     assert everything(tmp_path) == []
     assert not folder.exists()
+
+
+def test_what_a_full_disk_kept_out_is_mended_from_the_copy(
+    folder: Path, conversation: Conversation
+) -> None:
+    copied = [{"type": "user", "uuid": "a"}, {"type": "mode"}, {"type": "user", "uuid": "b"}]
+    conversation.write(copied, {})
+    assert not conversation.mend(copied)
+    assert not conversation.mend(copied[:1])
+    main = folder / f"{ID}.jsonl"
+    # A line was broken off, what came then stands behind it, and one more was not copied.
+    main.write_text(
+        '{"type": "user", "uuid": "a"}\n{"type": "mo{"type": "user", "uuid": "b"}\n'
+        '{"type": "user", "uuid": "c"}\n'
+    )
+    assert conversation.mend(copied)
+    assert conversation.read() == [*copied, {"type": "user", "uuid": "c"}]
+    assert not conversation.mend(copied)

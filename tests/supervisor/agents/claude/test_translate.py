@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from session_supervisor.agents.port import (
     ToolStarted,
     TurnBegan,
     TurnEnded,
+    UpstreamLimit,
     UpstreamRetry,
 )
 from session_supervisor.errors import FailureCode
@@ -268,7 +270,7 @@ def test_a_subagent_s_tools_name_their_parent_and_its_text_is_not_part_of_the_an
         ("error_429", FailureCode.RATE_LIMITED, True, "http_429"),
         ("error_500", FailureCode.UPSTREAM_ERROR, True, "http_500"),
         ("error_529", FailureCode.OVERLOADED, True, "http_529"),
-        ("refusal", FailureCode.UPSTREAM_REFUSED, False, "refusal"),
+        ("refusal", FailureCode.REFUSED, False, "refusal"),
         ("max_tokens", FailureCode.UPSTREAM_ERROR, False, "max_output_tokens"),
         ("max_turns", FailureCode.MAX_TURNS, False, "max_turns"),
     ],
@@ -390,6 +392,82 @@ def test_a_rate_limit_says_when_it_is_lifted() -> None:
     assert isinstance(end, TurnEnded)
     assert end.failure is not None
     assert end.failure.retry_after == 90.0
+
+
+@pytest.mark.parametrize(
+    ("info", "limit"),
+    [
+        (
+            {"status": "allowed_warning", "resetsAt": NOW, "utilization": 0.9},
+            UpstreamLimit(
+                rejected=False, resets_at=datetime.fromtimestamp(NOW, UTC), utilization=0.9
+            ),
+        ),
+        (
+            {"status": "rejected", "rateLimitType": "five_hour"},
+            UpstreamLimit(rejected=True, kind="five_hour"),
+        ),
+        ({"status": "rejected", "isUsingOverage": True}, UpstreamLimit(rejected=False)),
+        ({"status": "rejected", "overageStatus": "allowed"}, UpstreamLimit(rejected=False)),
+        ({"status": "rejected", "overageStatus": "rejected"}, UpstreamLimit(rejected=True)),
+        ({"resetsAt": "soon", "utilization": None}, UpstreamLimit(rejected=False)),
+        ({"resetsAt": NOW * 1_000}, UpstreamLimit(rejected=False)),
+        ({"resetsAt": float("nan")}, UpstreamLimit(rejected=False)),
+        (
+            {"status": "rejected", "rateLimitType": "seven_day_opus"},
+            UpstreamLimit(rejected=True, kind="seven_day_opus", of_one_model=True),
+        ),
+    ],
+)
+def test_a_limit_of_the_upstream_is_told_also_outside_of_a_turn(
+    info: JsonObject, limit: UpstreamLimit
+) -> None:
+    frame: JsonObject = {"type": "rate_limit_event", "rate_limit_info": info}
+    assert translated([frame]) == [limit]
+    assert limit in translated([init(A), frame, result(A)])
+
+
+def test_a_turn_says_by_which_message_it_can_be_found_again() -> None:
+    def said(uuid: str, frame: JsonObject) -> JsonObject:
+        return {**frame, "uuid": uuid}
+
+    text: JsonObject = {"type": "text", "text": "t"}
+    answer: JsonObject = {"type": "user", "message": {"content": []}, "parent_tool_use_id": None}
+    end = translated(
+        [
+            said("status", init(A)),
+            said("a", assistant(text)),
+            said("b", answer),
+            said("subagent", {**assistant(text), "parent_tool_use_id": "t"}),
+            said("replayed", {**answer, "isReplay": True}),
+            said("result", result(A)),
+        ]
+    )[-1]
+    assert isinstance(end, TurnEnded)
+    assert end.anchor == "b"
+    empty = translated([init(A), said("result", result(A))])[-1]
+    assert isinstance(empty, TurnEnded)
+    assert empty.anchor is None
+
+
+def test_an_answer_without_the_form_is_a_failure_but_not_of_commands_and_turns_by_itself() -> None:
+    translator = Translator(now=lambda: NOW, structured=True)
+    translator.expect_command(B)
+
+    def ended(*frames: JsonObject) -> TurnEnded:
+        end = [message for frame in frames for message in translator.feed(frame)][-1]
+        assert isinstance(end, TurnEnded)
+        return end
+
+    missing = ended(init(A), result(A)).failure
+    assert missing is not None
+    assert missing.code is FailureCode.NO_STRUCTURED_OUTPUT
+    assert ended(init(B), result(B)).failure is None
+    assert ended(init(), result()).failure is None
+    interrupted = ended(init("c"), result("c", terminal_reason="aborted_streaming"))
+    assert interrupted.failure is None
+    met = ended(init("d"), result("d", structured_output={"a": 1}))
+    assert (met.failure, met.structured_output) == (None, {"a": 1})
 
 
 def test_a_servers_tool_starts_and_finishes_within_one_message() -> None:

@@ -11,6 +11,7 @@ In every test one task reads all that a process says; at its end the stream is c
 grammar of the port, the process is stopped, and no process may be left.
 """
 
+from tests.supervisor.agents.conformance.asks import Asking, Changing, Forking
 from tests.supervisor.agents.conformance.ends import Ends, Interrupts, Resumption
 from tests.supervisor.agents.conformance.harness import AgentHarness, Prompts
 from tests.supervisor.agents.conformance.talk import HeardTurn, Talk, heard_turns, talking
@@ -27,5 +28,5 @@ __all__ = [
 ]
 
 
-class AgentConformance(Starting, Turns, Interrupts, Ends, Resumption):
+class AgentConformance(Starting, Turns, Asking, Changing, Interrupts, Ends, Resumption, Forking):
     """All of it. A subclass provides the fixture `harness`."""

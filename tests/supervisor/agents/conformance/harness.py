@@ -6,7 +6,7 @@ import asyncio
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import pytest
 
 from session_supervisor.agents.port import Agent, AgentProcess, Fingerprint
 from session_supervisor.errors import FailureCode
+from session_supervisor.spec import JsonObject
 
 Suite = TypeVar("Suite")
 
@@ -41,6 +42,14 @@ class Prompts:
         giant: Makes a prompt whose answer is one block of so many characters.
         alone: After its turn, and some work in the background, the agent begins a turn by
             itself and says something in it.
+        permission: Makes a prompt for a call that needs a permission, whose result contains the
+            word, and that says something then.
+        permission_tool: Of which tool.
+        permission_input: Makes the input of such a call.
+        question: Asks two questions with two answers each: the first lets one choose several.
+        edit: Makes the agent change a file, which `acceptEdits` allows.
+        form: Its answer meets a schema that asks for an object with the string `answer`.
+        no_form: Its answer does not.
     """
 
     say: Callable[[str], str]
@@ -60,6 +69,13 @@ class Prompts:
     fail_code: FailureCode
     giant: Callable[[int], str]
     alone: str
+    permission: Callable[[str], str]
+    permission_tool: str
+    permission_input: Callable[[str], JsonObject]
+    question: str
+    edit: str
+    form: str
+    no_form: str
 
 
 class AgentHarness(ABC):
@@ -72,6 +88,7 @@ class AgentHarness(ABC):
     Attributes:
         unknown_tool: Name of a tool that the agent does not have.
         known_tool: Name of one that it has.
+        other_model: Name of a model that is not the default.
         patience_s: Seconds within which whatever must happen has happened.
         stop_s: Seconds within which `stop` has returned.
         quiet_s: Seconds of silence after which nothing more is expected.
@@ -80,6 +97,7 @@ class AgentHarness(ABC):
 
     unknown_tool: str = "NoSuchTool"
     known_tool: str = "Bash"
+    other_model: str = "haiku"
     patience_s: float = 30.0
     stop_s: float = 15.0
     quiet_s: float = 0.5
@@ -96,6 +114,14 @@ class AgentHarness(ABC):
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
         """Return what processes are started with; it names no tools."""
+
+    def asking(self) -> Fingerprint:
+        """Return what processes are started with that ask a human."""
+        return replace(self.fingerprint(), permission_mode="default", asks=True)
+
+    def elsewhere(self) -> Fingerprint:
+        """Return what processes are started with that work in another directory."""
+        return self.fingerprint()
 
     @abstractmethod
     def without_program(self) -> Agent:

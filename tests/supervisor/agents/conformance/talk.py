@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,10 +13,14 @@ from session_supervisor.agents.port import (
     AgentMessage,
     AgentProcess,
     Alive,
+    AskWithdrawn,
     BackgroundWork,
     Binding,
     Exit,
+    Fingerprint,
     Initialized,
+    PermissionAsked,
+    QuestionAsked,
     TextBlock,
     TextDelta,
     TextWithdrawn,
@@ -24,11 +28,14 @@ from session_supervisor.agents.port import (
     ToolStarted,
     TurnBegan,
     TurnEnded,
+    UpstreamLimit,
 )
 from session_supervisor.spec import Prompt
 from tests.supervisor.agents.conformance.harness import AgentHarness
 
 T = TypeVar("T")
+
+_REQUESTS = (PermissionAsked, QuestionAsked)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +70,7 @@ class HeardTurn:
         return [message for message in self.content if isinstance(message, kind)]
 
 
-def heard_turns(messages: Iterable[AgentMessage]) -> list[HeardTurn]:
+def heard_turns(messages: Sequence[AgentMessage]) -> list[HeardTurn]:
     """Return the turns of a stream, and fail if it breaks the grammar of the port."""
     turns: list[HeardTurn] = []
     running: HeardTurn | None = None
@@ -78,14 +85,20 @@ def heard_turns(messages: Iterable[AgentMessage]) -> list[HeardTurn]:
                 running.ended = message
                 _check(running)
                 running = None
-            case Initialized() | BackgroundWork() | Alive() if running is None:
+            case Initialized() | BackgroundWork() | UpstreamLimit() | Alive() if running is None:
                 pass  # not about any turn
+            case PermissionAsked() | QuestionAsked() | AskWithdrawn() if running is None:
+                pass  # of work in the background
             case _:
                 assert running is not None, f"outside of any turn: {message}"
                 running.content.append(message)
     ends = [turn.ended for turn in turns if turn.ended is not None]
     answered = [prompt_id for end in ends for prompt_id in end.prompt_ids]
     assert len(answered) == len(set(answered)), f"a prompt was answered twice: {answered}"
+    asked = [each.request_id for each in messages if isinstance(each, _REQUESTS)]
+    assert len(asked) == len(set(asked)), f"an id was used twice: {asked}"
+    withdrawn = [each.request_id for each in messages if isinstance(each, AskWithdrawn)]
+    assert set(withdrawn) <= set(asked), f"never asked: {withdrawn}"
     costs = [end.cost_usd for end in ends]
     assert costs == sorted(costs), f"the cost of the conversation fell: {costs}"
     return turns
@@ -150,9 +163,9 @@ class Talk:
         self.over = True
         self._news.set()
 
-    async def send(self, text: str) -> str:
+    async def send(self, text: str, *, command: bool = False) -> str:
         """Send a prompt, and return its id."""
-        prompt = Prompt(prompt_id=str(uuid4()), text=text)
+        prompt = Prompt(prompt_id=str(uuid4()), text=text, command=command)
         async with asyncio.timeout(self.harness.patience_s):
             await self.process.send(prompt)
         return prompt.prompt_id
@@ -222,10 +235,12 @@ class Talk:
 
 
 @asynccontextmanager
-async def talking(harness: AgentHarness, *, resume: str | None = None) -> AsyncGenerator[Talk]:
+async def talking(
+    harness: AgentHarness, *, resume: str | None = None, as_: Fingerprint | None = None
+) -> AsyncGenerator[Talk]:
     """Start a process, read it for as long as it lives, stop it, and check what it said."""
     async with asyncio.timeout(harness.patience_s):
-        process = await harness.agent.spawn(harness.fingerprint(), resume=resume)
+        process = await harness.agent.spawn(as_ or harness.fingerprint(), resume=resume)
     process.bind(Binding(session_id="conformance"))
     talk = Talk(harness, process)
     reading = asyncio.create_task(talk.read(), name="the one reader")
