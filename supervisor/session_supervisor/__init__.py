@@ -31,6 +31,8 @@ from session_supervisor.messages import (
     Inspection,
     Interrupted,
     InterruptOutcome,
+    OnBusy,
+    Settings,
 )
 from session_supervisor.monitors import Down, Missed, Monitor, Notice
 from session_supervisor.quotas import Quota, Usage
@@ -54,6 +56,7 @@ __all__ = [
     "Missed",
     "Monitor",
     "Notice",
+    "OnBusy",
     "Origin",
     "Outcome",
     "Quota",
@@ -64,6 +67,7 @@ __all__ = [
     "SessionKind",
     "SessionSnapshot",
     "SessionSpec",
+    "Settings",
     "State",
     "Supervisor",
     "SupervisorConfig",

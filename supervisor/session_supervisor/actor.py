@@ -10,10 +10,11 @@ The rules, which the tests check against a small model:
 1. Only the actor's task changes the session's state, ledger and log.
 2. It never waits for the process, a reader or a caller; only for the store. What takes long
    runs in child tasks of its incarnation, which post what comes of it.
-3. What an incarnation says after it was given up is not heard.
+3. What an incarnation says after it was given up is not heard, but for what it has cost.
 4. At most one prompt is with the agent at a time. A turn that was given up is still with it
    until it says so, or is gone.
-5. A turn's end is in the log before anybody is told of it.
+5. A turn's end is in the log before anybody is told of it, and so is what became of a request to
+   a human before the agent is told.
 6. The next process is not started before the last one is gone, and the session does not end
    before its process has, whatever goes wrong.
 """
@@ -24,7 +25,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import uuid4
 
@@ -33,11 +34,15 @@ from session_supervisor.agents.port import (
     Agent,
     AgentMessage,
     Alive,
+    AskWithdrawn,
     BackgroundWork,
     Binding,
+    ContextUsage,
     Exit,
     Fingerprint,
     Initialized,
+    PermissionAsked,
+    QuestionAsked,
     TextBlock,
     TextDelta,
     TextWithdrawn,
@@ -46,18 +51,28 @@ from session_supervisor.agents.port import (
     ToolStarted,
     TurnBegan,
     TurnEnded,
+    UpstreamLimit,
     UpstreamRetry,
 )
 from session_supervisor.answer import Correction
+from session_supervisor.asks import Allow, Decision, Deny, Request, Resolution
+from session_supervisor.budgets import conversation_budget
 from session_supervisor.config import SupervisorConfig
 from session_supervisor.core import SessionCore
 from session_supervisor.errors import (
     AgentMissing,
     AgentStartFailed,
+    BudgetExceeded,
+    Busy,
     Draining,
     Failure,
     FailureCode,
+    InvalidSpec,
+    NotFailed,
+    NothingToFork,
+    NotQueued,
     Refused,
+    RequestNotFound,
     ResumeNotFound,
     SessionClosed,
     SessionFailed,
@@ -72,6 +87,7 @@ from session_supervisor.incarnation import (
     Probed,
     Said,
     Signal,
+    Unchanged,
     Up,
 )
 from session_supervisor.lifecycle import State, Trigger, advance
@@ -81,15 +97,34 @@ from session_supervisor.messages import (
     Close,
     Closed,
     CloseReason,
+    Configure,
     Control,
+    Decide,
     Hibernate,
     Inspect,
     Inspection,
     Interrupt,
     Interrupted,
     InterruptOutcome,
+    KeepStill,
+    OnBusy,
     Query,
+    Restart,
+    Settings,
     Wake,
+    Withdraw,
+)
+from session_supervisor.quotas import Place
+from session_supervisor.requests import (
+    NOBODY_THERE,
+    STOPPED,
+    AskingPolicy,
+    asked_event,
+    check_decision,
+    expired,
+    resolution_of,
+    resolved_event,
+    with_rules,
 )
 from session_supervisor.results import Accounting, Origin, Outcome, Phase
 from session_supervisor.shielding import to_the_end
@@ -156,6 +191,19 @@ class TurnDeadline:
         return "turn_timeout"
 
 
+@dataclass(frozen=True, slots=True)
+class RequestDeadline:
+    """When a request to a human is denied for want of an answer."""
+
+    request_id: str
+
+    def __str__(self) -> str:
+        return "permission_timeout"
+
+
+TOLD_BY_TURNS = frozenset({State.IDLE, State.RUNNING, State.WAITING})
+"""States between which a turn's own events tell of the change."""
+
 TOLD_WHEN_STORED = frozenset({State.FAILED, State.CLOSED})
 """States that readers hear of once that is stored, as of every end."""
 
@@ -210,6 +258,7 @@ class Actor:
             when that goes, and queued turns wait for the next.
         on_restart: Called for each crash that is followed by a restart.
         on_failed: Called when the session has given up and has no process any more.
+        on_retried: Called when it is tried again after that, with what it counts as from now on.
     """
 
     def __init__(
@@ -225,11 +274,13 @@ class Actor:
         durable: bool,
         on_restart: Callable[[Restarted], None],
         on_failed: Callable[[], None],
+        on_retried: Callable[[Place | None], None],
     ) -> None:
         self._core = core
         self._mailbox = core.mailbox
         self._ledger = core.ledger
         self._log = core.log
+        self._requests = core.requests
         self._agent = agent
         self._config = config
         self._watchdogs = config.watchdogs
@@ -240,11 +291,15 @@ class Actor:
         self._durable = durable
         self._on_restart = on_restart
         self._on_failed = on_failed
+        self._on_retried = on_retried
 
         self._timers = Timers()
         self._signals: list[Signal] = []
         self._queued: dict[str, Turn] = {}
         self._interrupts: list[Interruption] = []
+        self._restarts: list[Restart] = []
+        self._stills: list[KeepStill] = []
+        """Of those who want it to keep still, who were not answered yet."""
         self._closes: list[Close] = []
         self._close_reason: CloseReason | None = None
         self._slept = False
@@ -267,6 +322,14 @@ class Actor:
         self._answering: tuple[str, ...] = ()
         """The prompts of the turn that the agent is in."""
         self._tools: dict[str, str] = {}
+        self._time_left: dict[str, float] = {}
+        """Seconds that turns still have whose time stands still."""
+        self._untold: list[str] = []
+        """Requests that were cancelled, of which the agent is to be told once it has stopped."""
+        self._in_force = core.spec
+        """What the process was started with, or told since."""
+        self._stale = False
+        """Whether the process could not be told, so that there has to be another."""
         self._model_cause = "no_first_byte"
         self._background = 0
         self._strayed = False
@@ -309,9 +372,9 @@ class Actor:
             if turn.phase is Phase.RUNNING:
                 await self._end(turn, Outcome.LOST, self._cut_off)
             else:
-                prompt = Prompt(prompt_id=turn.turn_id, text=turn.prompt)
-                waiting.append(Query(prompt=prompt, timeout_s=turn.timeout_s))
+                waiting.append(self._query_of(turn))
                 self._queued[turn.turn_id] = turn
+        await self._resolve_all(Resolution.LOST)
         for query in reversed(waiting):
             query.reply.settle(Accepted(turn_id=query.key, seq=0, position=0))
             self._mailbox.put_back(query)
@@ -326,6 +389,21 @@ class Actor:
             )
         elif self._core.kind is SessionKind.ONEOFF and not waiting:
             self._finished = True
+
+    def _query_of(self, turn: Turn) -> Query:
+        """Return what was asked of a turn that was found waiting."""
+        return Query(
+            prompt=Prompt(
+                prompt_id=turn.turn_id,
+                text=turn.prompt,
+                attachments=turn.attachments,
+                command=turn.command,
+            ),
+            timeout_s=turn.timeout_s,
+            on_permission=turn.on_permission,
+            permission_timeout_s=turn.permission_timeout_s,
+            budget_usd=turn.budget_usd,
+        )
 
     # -- serving -------------------------------------------------------------------------
 
@@ -345,11 +423,14 @@ class Actor:
             await self._on_timer(timer)
         if self._finished and self._core.state is not State.CLOSING and not self._closed:
             await self._shut_down(CloseReason.FINISHED)
+        self._tell_stopped()
         self._let_others()
-        if self._core.state is State.IDLE and await self._hand_over():
+        if self._core.state is State.IDLE and not self._replace() and await self._hand_over():
             return True
-        if self._core.state is State.HIBERNATED and self._mailbox.waiting_work:
+        if self._core.state is State.HIBERNATED and (self._wanted or self._mailbox.waiting_work):
             self._wake()
+        await self._serve_restarts()
+        self._keep_still()
         self._watch_idleness()
         if self._log.unseen and self._core.state is not State.CLOSING:
             await self._commit()
@@ -362,9 +443,19 @@ class Actor:
     async def _on_control(self, message: Control) -> None:
         match message:
             case Inspect():
-                message.reply.settle(self._inspection())
+                self._on_inspect(message)
             case Interrupt():
                 await self._on_interrupt(message)
+            case Decide():
+                await self._on_decide(message)
+            case Withdraw():
+                await self._on_withdraw(message)
+            case Configure():
+                await self._on_configure(message)
+            case Restart():
+                await self._on_restart_asked(message)
+            case KeepStill():
+                self._stills.append(message)  # until all is served that came before
             case Hibernate():
                 if not self._hibernate():
                     # So that it is asked again, once it rests.
@@ -389,9 +480,12 @@ class Actor:
                 case Up():
                     self._up_at = self._now()
                     self._advance(Trigger.STARTED)
+                    self._configure_process()
                 case Probed():
                     self._probing = False
                     self._watch_silence()
+                case Unchanged():
+                    self._stale = True
                 case Faulty():
                     signal.incarnation.give_up()
                     if self._handed is not None and not signal.incarnation.took(
@@ -404,6 +498,8 @@ class Actor:
         match timer:
             case TurnDeadline():
                 await self._time_out(timer.turn_id)
+            case RequestDeadline():
+                await self._expire(timer.request_id)
             case Timer.MODEL:
                 await self._stalled()
             case Timer.SILENCE:
@@ -435,17 +531,27 @@ class Actor:
 
     async def _accept(self, query: Query) -> None:
         turn_id = query.key
-        position = len(self._queued) + (self._handed is not None) + (self._alone is not None)
+        preempts = query.on_busy is OnBusy.INTERRUPT
+        position = len(self._running) + (0 if preempts else len(self._queued))
         seq = self._log.next_seq
         turn = self._ledger.accept(
             turn_id,
             origin=Origin.USER,
             prompt=query.prompt.text,
             first_seq=seq,
+            on_permission=query.on_permission,
+            permission_timeout_s=query.permission_timeout_s,
+            attachments=query.prompt.attachments,
+            command=query.prompt.command,
+            budget_usd=query.budget_usd,
             timeout_s=query.timeout_s,
             place=query.place,
         )
-        self._queued[turn_id] = turn
+        if preempts:
+            self._queued = {turn_id: turn, **self._queued}
+            self._mailbox.prefer(turn_id)
+        else:
+            self._queued[turn_id] = turn
         self._core.active_at = turn.accepted_at
         self._timers.clear(Timer.IDLE, Timer.EXPIRY)
         if query.timeout_s is not None:
@@ -454,6 +560,8 @@ class Actor:
         claims = () if query.claim is None else (query.claim,)
         await self._commit((accepted, turn_id), claims=claims)
         query.reply.settle(Accepted(turn_id=turn_id, seq=seq, position=position))
+        if preempts and self._running and self._core.state in (State.RUNNING, State.WAITING):
+            await self._stop_running()
 
     async def _hand_over(self) -> bool:
         """Give the agent, which is at rest, the next turn; False without one."""
@@ -461,6 +569,12 @@ class Actor:
         if query is None:
             return False
         turn = self._queued.pop(query.key)
+        try:
+            self._core.check_budgets(query.budget_usd)
+        except BudgetExceeded as error:  # since it was accepted
+            failure = Failure(code=FailureCode.BUDGET, message=str(error))
+            await self._end(turn, Outcome.FAILED, failure)
+            return True
         waited_from = max(turn.accepted_time, self._started_at)
         self._ledger.start(turn, spawn_s=max(0.0, self._up_at - waited_from))
         self._handed, self._query, self._agent_turns = turn, query, 0
@@ -491,6 +605,17 @@ class Actor:
         """End a turn that no process has seen."""
         self._mailbox.withdraw(turn_id)
         await self._end(self._queued.pop(turn_id), outcome, failure)
+
+    async def _on_withdraw(self, message: Withdraw) -> None:
+        await self._accept_all()
+        turn_id = message.turn_id
+        if turn_id in self._queued:
+            await self._withdraw(turn_id, Outcome.INTERRUPTED, None)
+            message.reply.settle(None)
+        elif self._ledger.find(turn_id) is not None:
+            message.reply.refuse(NotQueued(turn_id, running=True))
+        else:
+            message.reply.refuse(TurnNotFound(turn_id))  # nor does it wait if it has ended
 
     async def _withdraw_all(self, outcome: Outcome, failure: Failure | None) -> None:
         await self._accept_all()
@@ -527,6 +652,12 @@ class Actor:
                 await self._on_turn_ended(message)
             case Alive():
                 pass
+            case PermissionAsked() | QuestionAsked():
+                await self._on_asked(message)
+            case AskWithdrawn(request_id):
+                await self._on_ask_withdrawn(request_id)
+            case UpstreamLimit():
+                self._on_limit(message)
             case ToolStarted() | ToolFinished() if message.parent_tool_use_id is not None:
                 await self._on_subagent(message)
             case _:
@@ -562,7 +693,8 @@ class Actor:
                 self._correct(turn, turn.answer.withdraw(blocks))
                 self._expect_model()
             case ThinkingDelta(text):
-                self._publish(events.Thinking(content=text), turn.turn_id)
+                if self._core.spec.thinking is not False:
+                    self._publish(events.Thinking(content=text), turn.turn_id)
                 self._expect_progress()
             case ToolStarted():
                 self._core.has_context = True
@@ -583,6 +715,18 @@ class Actor:
                 )
                 self._publish(retrying, turn.turn_id)
                 self._expect_model(after_s=message.delay_s)
+
+    def _on_limit(self, message: UpstreamLimit) -> None:
+        """Say how near the upstream's limit is."""
+        self._core.pacing.hear(self._core.owner, message)
+        turn = self._speaker()
+        limit = events.RateLimit(
+            rejected=message.rejected,
+            resets_at=message.resets_at,
+            kind=message.kind,
+            utilization=message.utilization,
+        )
+        self._publish(limit, None if turn is None else turn.turn_id)
 
     def _on_stray(self, message: AgentMessage) -> None:
         """Say once that the adapter breaks its contract; there is no turn that this could be of."""
@@ -625,8 +769,14 @@ class Actor:
     async def _begin_alone(self) -> None:
         """Enter a turn that the agent began by itself."""
         turn_id = str(uuid4())
+        policy = self._asking_policy
         self._alone = turn = self._ledger.accept(
-            turn_id, origin=Origin.AGENT, prompt="", first_seq=self._log.next_seq
+            turn_id,
+            origin=Origin.AGENT,
+            prompt="",
+            first_seq=self._log.next_seq,
+            on_permission=policy.on_permission,
+            permission_timeout_s=policy.timeout_s,
         )
         self._ledger.start(turn)
         if self._core.state is State.IDLE:
@@ -647,12 +797,15 @@ class Actor:
             )
 
     async def _on_turn_ended(self, message: TurnEnded) -> None:
+        cost_usd = self._charge(message.cost_usd)
         accounting = Accounting(
             num_turns=message.num_turns,
-            total_cost_usd=self._ledger.charge(message.cost_usd),
+            total_cost_usd=cost_usd,
             usage=message.usage,
             stop_reason=message.stop_reason,
             permission_denials=message.permission_denials,
+            structured_output=message.structured_output,
+            anchor=message.anchor,
         )
         if message.failure is not None:
             outcome = Outcome.FAILED
@@ -661,6 +814,7 @@ class Actor:
         else:
             outcome = Outcome.COMPLETED
             self._core.has_context = True
+            self._core.pacing.succeeded(self._core.owner)
         self._tools.clear()
         self._answering = ()
         self._owed.difference_update(message.prompt_ids)
@@ -684,6 +838,12 @@ class Actor:
         else:
             await self._rest()
 
+    def _charge(self, conversation_cost_usd: float) -> float:
+        """Enter what the conversation has cost by now; return how much that is more."""
+        cost_usd = self._ledger.charge(conversation_cost_usd)
+        self._core.spending.add(self._core.owner, cost_usd)
+        return cost_usd
+
     async def _rest(self) -> None:
         """The agent is done and waits for the next prompt."""
         self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT)
@@ -693,6 +853,156 @@ class Actor:
             await self._shut_down(CloseReason.DRAINED)
         elif self._core.state is not State.IDLE:
             self._advance(Trigger.TURN_ENDED)
+
+    # -- what needs a human ------------------------------------------------------------------
+
+    async def _on_asked(self, asked: PermissionAsked | QuestionAsked) -> None:
+        """Have a human asked, if that is wanted."""
+        turn = self._speaker()
+        stopping = self._timers.is_set(Timer.INTERRUPT) or (
+            turn is None and bool(self._owed or self._owes_own)
+        )
+        policy = self._asking_policy
+        if turn is not None:
+            policy = AskingPolicy(
+                on_permission=turn.on_permission, timeout_s=turn.permission_timeout_s
+            )
+        if stopping or policy.on_permission == "deny":
+            self._live().answer(asked.request_id, STOPPED if stopping else NOBODY_THERE)
+            return
+        if self._requests.find(asked.request_id) is not None:
+            return
+        turn_id = None if turn is None else turn.turn_id
+        request = self._requests.ask(asked, turn_id=turn_id, timeout_s=policy.timeout_s)
+        if request.expires_at is not None:
+            left_s = (request.expires_at - request.asked_at).total_seconds()
+            self._timers.set(RequestDeadline(request.request_id), self._now() + left_s)
+        if turn_id is not None and (ends := self._timers.at(TurnDeadline(turn_id))) is not None:
+            self._timers.clear(TurnDeadline(turn_id))
+            self._time_left[turn_id] = ends - self._now()
+        self._watch_humans()
+        await self._commit((asked_event(request), turn_id))
+
+    async def _on_decide(self, message: Decide) -> None:
+        request_id, decision = message.request_id, message.decision
+        request = self._requests.find(request_id)
+        if request is None:
+            message.reply.refuse(RequestNotFound(request_id))  # the session knows what it was
+            return
+        try:
+            check_decision(request, decision)
+        except InvalidSpec as error:
+            message.reply.refuse(error)
+            return
+        over = await self._answer(request, resolution_of(decision), decision, decision)
+        message.reply.settle(over)
+        ends = isinstance(decision, Deny) and decision.end_turn
+        if ends and any(turn.turn_id == request.turn_id for turn in self._running):
+            await self._stop_running()
+
+    async def _expire(self, request_id: str) -> None:
+        """Deny what nobody has answered in time."""
+        request = self._requests.find(request_id)
+        assert request is not None, "its deadline goes with it"
+        assert request.expires_at is not None
+        limit_s = (request.expires_at - request.asked_at).total_seconds()
+        await self._answer(request, Resolution.EXPIRED, None, expired(limit_s))
+
+    async def _answer(
+        self, request: Request, resolution: Resolution, decision: Decision | None, told: Decision
+    ) -> Request:
+        """Resolve a request, and tell the agent once that is stored.
+
+        Args:
+            request: Which.
+            resolution: What becomes of it.
+            decision: The answer that it had, if it had one.
+            told: What the agent is told.
+        """
+        core = self._core
+        rules = core.rules
+        if isinstance(told, Allow):
+            core.rules = with_rules(rules, told.remember)
+        message = told.message if isinstance(told, Deny) else None
+        over = self._resolve(request, resolution, decision)
+        try:
+            await self._commit((resolved_event(over, message), over.turn_id))
+        except BaseException:
+            core.rules = rules
+            raise
+        self._live().answer(over.request_id, told)
+        if over.turn_id is not None:
+            self._expect_model()
+        return over
+
+    async def _on_ask_withdrawn(self, request_id: str) -> None:
+        """The agent does not need an answer any more."""
+        request = self._requests.find(request_id)
+        if request is not None:
+            over = self._resolve(request, Resolution.CANCELLED)
+            await self._commit((resolved_event(over), over.turn_id))
+            if over.turn_id is not None:
+                self._expect_model()
+
+    def _resolve(
+        self, request: Request, resolution: Resolution, decision: Decision | None = None
+    ) -> Request:
+        """Enter what becomes of a request, which is to be stored next."""
+        over = self._requests.resolve(request, resolution, decision)
+        turn_id = over.turn_id
+        self._timers.clear(RequestDeadline(over.request_id))
+        if turn_id in self._time_left and not self._requests.of({turn_id}):
+            left_s = self._time_left.pop(turn_id)
+            self._timers.set(TurnDeadline(turn_id), self._now() + left_s)
+        self._watch_humans()
+        return over
+
+    async def _resolve_all(self, resolution: Resolution, *turns: Turn) -> None:
+        """End what waits for a human without an answer.
+
+        Args:
+            resolution: How.
+            turns: Whose; none: all that there is.
+        """
+        asked = (
+            self._requests.of([turn.turn_id for turn in turns]) if turns else self._requests.open
+        )
+        if asked:
+            over = [self._resolve(request, resolution) for request in asked]
+            await self._commit(*((resolved_event(one), one.turn_id) for one in over))
+            self._untold += [one.request_id for one in over]
+
+    async def _stop_running(self) -> None:
+        """Have the agent stop what it does; nobody need answer what it asked about it."""
+        if self._running:
+            await self._resolve_all(Resolution.CANCELLED, *self._running)
+        self._get_off()
+
+    def _tell_stopped(self) -> None:
+        """Tell the agent that nobody will answer what it asked, in case it waits for that still."""
+        untold, self._untold = self._untold, []
+        for request_id in untold:
+            if self._incarnation is not None and self._incarnation.up:
+                self._incarnation.answer(request_id, STOPPED)
+
+    def _watch_humans(self) -> None:
+        """Note whether a turn waits for a human."""
+        if self._awaits_human:
+            self._timers.clear(Timer.MODEL)
+            if self._core.state is State.RUNNING:
+                self._advance(Trigger.ASKED)
+        elif self._core.state is State.WAITING:
+            self._advance(Trigger.ANSWERED)
+
+    @property
+    def _awaits_human(self) -> bool:
+        """Whether a turn that is with the agent waits for a human."""
+        return bool(self._requests.of([turn.turn_id for turn in self._running]))
+
+    @property
+    def _asking_policy(self) -> AskingPolicy:
+        """What happens to what needs a human outside of a turn that somebody asked for."""
+        return AskingPolicy.of(self._core.spec, kind=self._core.kind, config=self._config)
 
     # -- ends ----------------------------------------------------------------------------
 
@@ -714,14 +1024,19 @@ class Actor:
             accounting: What it took, where the agent has said so.
             forced: Whether it ended with its process.
         """
+        asked = self._requests.of({turn.turn_id})
+        resolution = Resolution.LOST if outcome is Outcome.LOST else Resolution.CANCELLED
+        over = [self._resolve(request, resolution) for request in asked]
         self._timers.clear(TurnDeadline(turn.turn_id))
-        last_seq = self._log.next_seq + (accounting is not None)
+        if self._query is not None and self._query.key == turn.turn_id:
+            self._query = None
+        last_seq = self._log.next_seq + len(over) + (accounting is not None)
         result = self._ledger.end(
             turn, outcome, last_seq=last_seq, failure=failure, accounting=accounting
         )
         self._core.active_at = self._core.clock.now()
         spent = result.accounting
-        drafts: list[tuple[events.Body, str]] = []
+        drafts: list[Draft] = [(resolved_event(one), one.turn_id) for one in over]
         if accounting is not None:
             drafts.append(
                 (
@@ -731,6 +1046,7 @@ class Actor:
                         usage=spent.usage,
                         stop_reason=spent.stop_reason,
                         permission_denials=spent.permission_denials,
+                        structured_output=spent.structured_output,
                     ),
                     turn.turn_id,
                 )
@@ -738,6 +1054,8 @@ class Actor:
         drafts.append((events.end_of(result), turn.turn_id))
         *_, end = await self._commit(*drafts)
         self._ledger.announce(turn, end)
+        if outcome is not Outcome.LOST and not forced:
+            self._untold += [one.request_id for one in over]
         self._settle_interrupts(forced=forced)
         if self._core.kind is SessionKind.ONEOFF and turn.origin is Origin.USER:
             self._finished = True
@@ -818,7 +1136,7 @@ class Actor:
             await self._withdraw(turn_id, Outcome.INTERRUPTED, None)
         self._interrupts.append(Interruption(message, running, tuple(withdraw)))
         if running:
-            self._get_off()
+            await self._stop_running()
         else:
             self._settle_interrupts()
 
@@ -846,6 +1164,7 @@ class Actor:
     async def _escalate(self) -> None:
         """The agent did not come to rest in time: end its process, and resume with another."""
         await self._give_up_turns(Outcome.INTERRUPTED, forced=True)
+        await self._resolve_all(Resolution.LOST)
         if self._core.state is State.DRAINING:
             await self._shut_down(CloseReason.DRAINED)
         else:
@@ -856,11 +1175,29 @@ class Actor:
 
     def _start_process(self) -> None:
         core = self._core
-        self._strayed = self._had_a_turn = False
+        self._strayed = self._stale = self._had_a_turn = False
+        self._in_force = core.spec
         self._started_at = self._now()
+        fingerprint = Fingerprint.of(
+            core.spec,
+            owner=core.owner,
+            cwd=core.cwd,
+            kind=core.kind,
+            # A query may want to be asked though the one before did not.
+            asks=core.kind is SessionKind.CONVERSATION
+            or self._asking_policy.on_permission == "ask",
+            rules=core.rules,
+        )
         self._incarnation = Incarnation(
             self._agent,
-            Fingerprint.of(core.spec, owner=core.owner, cwd=core.cwd, kind=core.kind),
+            replace(
+                fingerprint,
+                max_budget_usd=conversation_budget(
+                    core.spec.max_budget_usd,
+                    spent_usd=core.ledger.total_cost_usd,
+                    conversation_usd=core.ledger.conversation_cost_usd,
+                ),
+            ),
             binding=Binding(session_id=core.session_id),
             resume=core.agent_session_id,
             watchdogs=self._watchdogs,
@@ -888,9 +1225,14 @@ class Actor:
             self._last_exit = signal.exit
         self._forget_agent()
         state = self._core.state
+        # Of what it did when it was given up nothing counts but its price.
+        unheard_usd = self._charge(signal.incarnation.cost_usd)
         if state is State.CLOSING:
             await self._finish()
-        elif state is State.RESTARTING:
+            return
+        if unheard_usd:
+            await self._commit()
+        if state is State.RESTARTING:
             if not self._timers.is_set(Timer.RESTART):
                 self._restart()
         elif state is State.INTERRUPTING and given_up:
@@ -933,6 +1275,7 @@ class Actor:
             retryable=True,
         )
         await self._give_up_turns(Outcome.LOST, lost, forced=True)
+        await self._resolve_all(Resolution.LOST)
         self._owed.clear()
         self._owes_own = False
         if self._core.state is State.DRAINING:
@@ -974,6 +1317,141 @@ class Actor:
         if self._incarnation is None:
             self._on_failed()
 
+    async def _on_restart_asked(self, message: Restart) -> None:
+        """Try again with a session that was given up."""
+        core = self._core
+        if core.state is not State.FAILED:
+            message.refuse(NotFailed(core.session_id))
+            return
+        if self._incarnation is not None or self._kept_still:
+            self._restarts.append(message)  # until the last process is gone
+            return
+        failure, core.failure = core.failure, None
+        try:
+            await self._commit()
+        except BaseException:
+            core.failure = failure
+            raise
+        core.restarts.forgive()
+        self._mailbox.reopen()
+        self._on_retried(message.place)
+        self._restart()
+        message.reply.settle(core.state)
+
+    async def _serve_restarts(self) -> None:
+        """Try again what could not be tried before the last process was gone."""
+        if self._restarts and self._incarnation is None and not self._kept_still:
+            restarts, self._restarts = self._restarts, []
+            for message in restarts:
+                await self._on_restart_asked(message)
+
+    # -- keeping still -----------------------------------------------------------------------
+
+    @property
+    def _kept_still(self) -> bool:
+        """Whether there must be no process, as its conversation is being copied."""
+        core = self._core
+        core.stills = [over for over in core.stills if not over.is_set()]
+        return bool(core.stills)
+
+    def _keep_still(self) -> None:
+        """Answer those who want it to have no process for a while, as far as can be said."""
+        core = self._core
+        if core.state in (State.CLOSING, State.CLOSED):
+            return  # they hear of that
+        stills, self._stills = self._stills, []
+        for message in stills:
+            if message.over.is_set():  # whoever asked does not want it any more
+                message.reply.settle(None)
+            elif core.agent_session_id is None or not core.has_context:
+                message.refuse(NothingToFork(core.session_id))
+            elif self._is_still:
+                core.stills.append(message.over)
+                message.reply.settle(None)
+            elif self._may_rest:
+                self._stills.append(message)
+            else:
+                message.refuse(
+                    Busy("The session has something to do. Wait until it is idle, and try again.")
+                )
+
+    @property
+    def _is_still(self) -> bool:
+        """Whether there is no process, and nothing that wants one."""
+        return (
+            self._incarnation is None
+            and self._core.state in (State.HIBERNATED, State.FAILED)
+            and not self._mailbox.waiting_work
+        )
+
+    @property
+    def _may_rest(self) -> bool:
+        """Whether a process that is not needed is on its way out, or will soon be."""
+        state = self._core.state
+        unheard = state is State.IDLE and bool(self._signals)
+        return unheard or state is State.FAILED or self._hibernate()
+
+    # -- what can be changed -----------------------------------------------------------------
+
+    async def _on_configure(self, message: Configure) -> None:
+        core = self._core
+        before = core.spec, core.title, core.metadata
+        if message.model is not None:
+            core.spec = replace(core.spec, model=message.model)
+        if message.permission_mode is not None:
+            core.spec = replace(core.spec, permission_mode=message.permission_mode)
+        if message.title is not None:
+            core.title = message.title or None
+        if message.metadata is not None:
+            core.metadata = dict(message.metadata)
+        try:
+            await self._commit()
+        except BaseException:
+            core.spec, core.title, core.metadata = before
+            raise
+        settings = Settings(
+            model=core.spec.model,
+            permission_mode=core.spec.permission_mode,
+            title=core.title,
+            metadata=core.metadata,
+        )
+        # Not before the process has taken it, or will be replaced: a turn that is asked for then
+        # has what is new.
+        if telling := self._configure_process():
+            telling.add_done_callback(lambda _: message.reply.settle(settings))
+        else:
+            message.reply.settle(settings)
+
+    def _configure_process(self) -> asyncio.Task[None] | None:
+        """Tell the process what has changed since it was started, or told.
+
+        Returns:
+            What does so; None if there is nothing to tell, or nobody.
+        """
+        spec, before = self._core.spec, self._in_force
+        up = self._incarnation is not None and self._incarnation.up
+        if not up or self._core.state is State.STARTING or spec == before:
+            return None
+        mode = spec.permission_mode
+        self._in_force = spec
+        return self._live().configure(
+            model=None if spec.model == before.model else spec.model,
+            permission_mode=None if mode == before.permission_mode else mode,
+        )
+
+    def _replace(self) -> bool:
+        """Give the process up that could not be changed, before its next turn.
+
+        Returns:
+            Whether it is on its way, or will be once what it has said is heard.
+        """
+        if self._stale and not self._background and not self._requests.open:
+            if self._signals:
+                return True
+            self._advance(Trigger.HIBERNATE)
+            self._live().give_up()
+        return self._core.state is State.HIBERNATING
+
     # -- hibernation -----------------------------------------------------------------------
 
     @property
@@ -993,6 +1471,7 @@ class Actor:
             self._core.state is State.IDLE
             and self._core.kind is SessionKind.CONVERSATION
             and not self._background
+            and not self._requests.open
             and not self._timers.is_set(Timer.SETTLING)
             and not self._signals
         )
@@ -1017,11 +1496,11 @@ class Actor:
 
     def _wake(self) -> None:
         """Have a process again; one that is being stopped is waited for."""
-        if self._core.state is State.HIBERNATED:
+        if self._core.state is State.HIBERNATED and not self._kept_still:
             self._wanted = False
             self._advance(Trigger.WAKE)
             self._start_process()
-        elif self._core.state is State.HIBERNATING:
+        elif self._core.state in (State.HIBERNATING, State.HIBERNATED):
             self._wanted = True
 
     def _watch_idleness(self) -> None:
@@ -1066,6 +1545,7 @@ class Actor:
         self._last_message = None
         self._probing = False
         self._answering = ()
+        self._untold.clear()
         self._owed.clear()
         self._owes_own = False
 
@@ -1073,14 +1553,15 @@ class Actor:
 
     async def _on_close(self, message: Close) -> None:
         self._closes.append(message)
-        state = self._core.state
-        if state is State.CLOSING:
+        if self._core.state is State.CLOSING:
             return
+        await self._accept_all()  # one of them may stop the running turn
+        state = self._core.state
         self._close_reason = self._close_reason or message.reason
-        if message.grace_s > 0 and state in (State.RUNNING, State.DRAINING):
+        if message.grace_s > 0 and state in (State.RUNNING, State.WAITING, State.DRAINING):
             self._mailbox.shut_work(Draining)
             await self._leave_queue(message.reason)
-            if state is State.RUNNING:
+            if state is not State.DRAINING:
                 self._advance(Trigger.DRAIN)
                 self._timers.set(Timer.GRACE, self._now() + message.grace_s)
         else:
@@ -1100,6 +1581,7 @@ class Actor:
         else:
             await self._give_up_turns(Outcome.FAILED, failure)
         self._slept = self._core.state in (State.HIBERNATED, State.FAILED)
+        await self._resolve_all(Resolution.CANCELLED)
         self._advance(Trigger.CLOSE)
         self._timers.clear(*Timer)
         if self._incarnation is None:
@@ -1179,14 +1661,17 @@ class Actor:
         """
         self._timers.clear(Timer.CHECKPOINT)
         record = self._core.record(closed=closed)
+        requests = self._requests.take_changed()
         stored = await self._log.commit(
             *drafts,
             turns=self._ledger.take_changed(),
             session=None if record == self._core.stored else record,
             claims=claims,
+            requests=requests,
             reserve=RESERVED_EVENTS if self._ledger.open() and not last else 0,
         )
         self._core.stored = record
+        self._requests.show(requests)
         return stored
 
     # -- small things ----------------------------------------------------------------------
@@ -1197,9 +1682,9 @@ class Actor:
     def _advance(self, trigger: Trigger, *, reason: str | None = None) -> None:
         before, now = self._core.state, advance(self._core.state, trigger)
         self._core.state = now
-        # Of a turn's beginning and end its own events tell; and of a session's, what is committed.
+        # Of what happens to a turn its own events tell; and of a session's end, what is committed.
         # One that goes on under the next supervisor is not closing but falls asleep.
-        told = {before, now} == {State.IDLE, State.RUNNING} or now in TOLD_WHEN_STORED
+        told = {before, now} <= TOLD_BY_TURNS or now in TOLD_WHEN_STORED
         goes_on = self._close_reason is not None and self._goes_on(self._close_reason)
         if not told and not (now is State.CLOSING and goes_on):
             self._publish(events.Status(state=now, reason=reason))
@@ -1230,14 +1715,26 @@ class Actor:
         self._watch_model(self._watchdogs.progress_s)
 
     def _watch_model(self, limit_s: float) -> None:
-        # A running tool may take as long as it likes.
-        if self._running and not self._tools:
+        # A running tool may take as long as it likes, and so may a human.
+        if self._running and not self._tools and not self._awaits_human:
             self._timers.set(Timer.MODEL, self._now() + limit_s)
 
     def _watch_silence(self) -> None:
         # What hangs with work in the background would have its room for ever.
         if (self._busy or self._background) and not self._probing:
             self._timers.set(Timer.SILENCE, self._now() + self._watchdogs.silence_s)
+
+    def _on_inspect(self, message: Inspect) -> None:
+        inspection = self._inspection()
+
+        def tell(context: ContextUsage | None) -> None:
+            if not message.reply.settled:  # the session may have ended since
+                message.reply.settle(replace(inspection, context=context))
+
+        if message.context and self._incarnation is not None and self._incarnation.up:
+            self._incarnation.context(tell)
+        else:
+            message.reply.settle(inspection)
 
     def _inspection(self) -> Inspection:
         now = self._now()
@@ -1258,9 +1755,11 @@ class Actor:
             restarts=self._core.restarts.total,
             next_timer=None if upcoming is None else (str(upcoming[0]), upcoming[1] - now),
             last_seq=self._log.last_seq,
+            requests=tuple(request.request_id for request in self._requests.shown),
         )
 
     def _waiting_for(self) -> str | None:
+        asked = self._requests.open
         match self._core.state:
             case State.STARTING if self._slots.waits(self._core.session_id):
                 return "room for its process"
@@ -1268,9 +1767,11 @@ class Actor:
                 return "the agent to start"
             case State.HIBERNATING:
                 return "the process to end"
+            case State.WAITING | State.DRAINING if self._awaits_human:
+                return "a human, about " + ", ".join(sorted({one.tool for one in asked}))
             case State.RUNNING | State.DRAINING if self._tools:
                 return "tools: " + ", ".join(sorted(set(self._tools.values())))
-            case State.RUNNING | State.DRAINING:
+            case State.RUNNING | State.WAITING | State.DRAINING:
                 return "the model"
             case State.INTERRUPTING:
                 return "the agent to come to rest"
@@ -1278,8 +1779,12 @@ class Actor:
                 return "the next start"
             case State.CLOSING:
                 return "the process to end"
+            case State.IDLE if asked:
+                return "a human, about " + ", ".join(sorted({one.tool for one in asked}))
             case State.IDLE if self._background:
                 return "background work"
+            case State.HIBERNATED | State.FAILED if self._kept_still:
+                return "its conversation to be copied"
             case State.IDLE | State.HIBERNATED | State.FAILED | State.CLOSED:
                 return None
 

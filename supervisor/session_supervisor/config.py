@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from session_supervisor.spec import OnPermission
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
@@ -68,6 +70,8 @@ class Retention:
         event_bytes: Size of the text in those events, bytes (characters, for the count).
         turns: Ended turns of one session.
         turn_bytes: Size of the text in those turns.
+        requests: Requests to a human of one session that are over.
+        request_bytes: Size of what was asked in those requests.
         ended_s: How long a session that ended by itself stays readable, seconds.
         ended_sessions: Most such sessions.
         closed_s: How long what a session said stays readable for its owner after it was closed,
@@ -83,6 +87,8 @@ class Retention:
     event_bytes: int = 16 * 2**20
     turns: int = 1_000
     turn_bytes: int = 16 * 2**20
+    requests: int = 1_000
+    request_bytes: int = 4 * 2**20
     ended_s: float = 3600.0
     ended_sessions: int = 1_000
     closed_s: float = 0.0
@@ -131,7 +137,13 @@ class SupervisorConfig:
         expiry_s: Seconds without work after which a session is closed; None never.
         turn_timeout_s: Seconds a turn may take, queueing included, where the caller does not
             say; None sets no limit.
+        on_permission: What happens in conversations to tool calls that need a permission, and to
+            questions, where their spec does not say; in one-offs they are denied.
+        permission_timeout_s: Seconds that a human has to answer, where the spec does not say;
+            None: any time.
         claim_s: Seconds that a caller's key stands for the work it was used for.
+        max_copy_bytes: Most that the files of a session may hold for a fork to begin with them.
+        max_copy_files: Most of those files.
         workspace: Directory below which sessions get private directories; None makes a
             temporary one that goes with the supervisor.
         restarts: When crashed processes are started again.
@@ -150,7 +162,11 @@ class SupervisorConfig:
     idle_timeout_s: float | None = None
     expiry_s: float | None = None
     turn_timeout_s: float | None = None
+    on_permission: OnPermission = "deny"
+    permission_timeout_s: float | None = 600.0
     claim_s: float = 86_400.0
+    max_copy_bytes: int = 2**30
+    max_copy_files: int = 100_000
     workspace: Path | None = None
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     watchdogs: Watchdogs = field(default_factory=Watchdogs)

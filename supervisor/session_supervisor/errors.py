@@ -10,6 +10,13 @@ SupervisorError
 │   ├── SessionFailed          it gave up restarting; close it
 │   ├── SessionSpoiled         what is stored of it is damaged; close it
 │   ├── Busy                   a turn runs, and the caller would not wait
+│   ├── NotQueued              the turn has begun, or ended: it does not wait
+│   ├── RequestNotFound        nobody asked for that permission or answer
+│   ├── RequestOver            it was answered before, or is over; shows how
+│   ├── NothingToFork          there is no context yet
+│   ├── NotFailed              only a session that failed can be restarted
+│   ├── BudgetExceeded         all that may be spent has been
+│   ├── UpstreamLimited        the upstream takes no requests for a while
 │   ├── MailboxFull            too much waits already; retry later
 │   ├── AtCapacity             too many sessions or processes; retry later
 │   │   └── MemoryFull         the processes take as much memory as they may
@@ -23,6 +30,7 @@ SupervisorError
 │   ├── AgentStartFailed       the process did not come up
 │   │   └── AgentMissing       there is no program to start: retrying is pointless
 │   ├── ResumeNotFound         the agent does not know the conversation
+│   ├── CannotChange           a live process cannot change that
 │   └── AgentGone              the process has ended
 └── StoreError                 raised by adapters of the Store port
     ├── Fenced                 another writer took the session over
@@ -37,6 +45,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from session_supervisor.asks import Request
 
 
 class SupervisorError(Exception):
@@ -130,6 +142,93 @@ class Busy(Refused):
     """A turn is running, and the caller asked not to wait."""
 
     code = "busy"
+
+
+class NotQueued(Refused):
+    """A turn does not wait any more, so that it cannot be taken out."""
+
+    code = "not_queued"
+
+    def __init__(self, turn_id: str, *, running: bool) -> None:
+        reason = "It runs: interrupt it instead." if running else "It has ended."
+        super().__init__(f"Turn {turn_id!r} does not wait any more. {reason}")
+
+
+class RequestNotFound(Refused):
+    """The agent asked nothing under that id, or it is forgotten."""
+
+    code = "request_not_found"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"The session has no request {request_id!r}, or no longer keeps it.")
+
+
+class RequestOver(Refused):
+    """A request was answered before, or is over without an answer.
+
+    Attributes:
+        request: What became of it.
+    """
+
+    code = "request_over"
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(
+            f"Request {request.request_id!r} is over already: it was {request.resolution}."
+        )
+        self.request = request
+
+
+class NothingToFork(Refused):
+    """A session has no context that another could begin with."""
+
+    code = "nothing_to_fork"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"Session {session_id!r} has no context yet, or none is kept of that turn. Start a new "
+            "session instead, or fork after another turn."
+        )
+
+
+class NotFailed(Refused):
+    """Only a session that failed can be restarted."""
+
+    code = "not_failed"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id!r} has not failed: it needs no restart.")
+
+
+class BudgetExceeded(Refused):
+    """All that may be spent has been.
+
+    Attributes:
+        budget_usd: That much, in US dollars.
+        spent_usd: What was spent.
+    """
+
+    code = "budget_exceeded"
+
+    def __init__(self, whose: str, budget_usd: float, spent_usd: float) -> None:
+        super().__init__(
+            f"{whose} may spend {budget_usd:g} US dollars, and {spent_usd:.4f} are spent. No "
+            "further turn is begun."
+        )
+        self.budget_usd = budget_usd
+        self.spent_usd = spent_usd
+
+
+class UpstreamLimited(Refused):
+    """The upstream takes no requests for a while."""
+
+    code = "rate_limited"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(
+            f"The model's provider takes no more requests for {retry_after:.0f} s. Try again then."
+        )
+        self.retry_after = retry_after
 
 
 class MailboxFull(Refused):
@@ -237,6 +336,8 @@ class FailureCode(StrEnum):
     UPSTREAM_REFUSED = "upstream_invalid_request"
     MODEL_NOT_FOUND = "model_not_found"
     CONTEXT_FULL = "context_full"
+    REFUSED = "refused"
+    NO_STRUCTURED_OUTPUT = "no_structured_output"
     MAX_TURNS = "max_turns"
     BUDGET = "budget_exceeded"
     START_FAILED = "start_failed"
@@ -307,6 +408,10 @@ class AgentMissing(AgentStartFailed):
 
 class ResumeNotFound(AgentError):
     """The agent does not know the conversation that it was to resume."""
+
+
+class CannotChange(AgentError):
+    """A live process cannot change that; another one has to be started."""
 
 
 class AgentGone(AgentError):

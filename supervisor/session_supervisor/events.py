@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import JsonValue
 
+from session_supervisor import asks
+from session_supervisor.asks import Resolution, Rule
 from session_supervisor.results import Origin, Outcome, TurnResult
 from session_supervisor.spec import JsonObject
 
@@ -105,6 +107,80 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PermissionRequest:
+    """A tool call waits for a human's permission.
+
+    Attributes:
+        request_id: To answer it by.
+        tool: The tool.
+        tool_use_id: The call.
+        input: Its arguments.
+        suggestions: What may be remembered for the session.
+        expires_at: When it is denied if nobody answers, UTC; None: never.
+    """
+
+    request_id: str
+    tool: str
+    tool_use_id: str
+    input: JsonObject
+    suggestions: tuple[Rule, ...] = ()
+    expires_at: datetime | None = None
+    type: Literal["permission_request"] = "permission_request"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """The agent asks something.
+
+    Attributes:
+        request_id: To answer it by.
+        tool_use_id: The call of the tool by which it asks.
+        questions: What it wants to know.
+        expires_at: When it goes without an answer, UTC; None: never.
+    """
+
+    request_id: str
+    tool_use_id: str
+    questions: tuple[asks.Question, ...]
+    expires_at: datetime | None = None
+    type: Literal["question"] = "question"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A permission request or a question is over.
+
+    Attributes:
+        request_id: Which.
+        resolution: How it ended.
+        message: Why, where there is more to say.
+    """
+
+    request_id: str
+    resolution: Resolution
+    message: str | None = None
+    type: Literal["resolved"] = "resolved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """The upstream says how near its limit of use is.
+
+    Attributes:
+        rejected: Whether it takes no request until then.
+        resets_at: When the limit is counted anew, UTC, if it says so.
+        kind: The upstream's own name for the limit.
+        utilization: Share of it that is used, 0 to 1, if it says so.
+    """
+
+    rejected: bool
+    resets_at: datetime | None = None
+    kind: str | None = None
+    utilization: float | None = None
+    type: Literal["rate_limit"] = "rate_limit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retrying:
     """The agent tries its upstream again after a failure.
 
@@ -150,6 +226,7 @@ class Result:
         usage: Tokens, as the upstream counts them.
         stop_reason: Why the model stopped.
         permission_denials: Tool calls that were denied.
+        structured_output: The answer as JSON, where a schema was given and met.
     """
 
     num_turns: int
@@ -157,6 +234,7 @@ class Result:
     usage: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     stop_reason: str | None = None
     permission_denials: tuple[JsonValue, ...] = ()
+    structured_output: JsonValue = None
     type: Literal["result"] = "result"
 
 
@@ -170,6 +248,7 @@ class Done:
         duration_ms: Milliseconds from acceptance to the end, queueing included.
         num_turns: Model round trips.
         total_cost_usd: Price of this turn in US dollars.
+        structured_output: The answer as JSON, where a schema was given and met.
     """
 
     outcome: Literal[Outcome.COMPLETED, Outcome.INTERRUPTED]
@@ -177,6 +256,7 @@ class Done:
     duration_ms: int
     num_turns: int
     total_cost_usd: float
+    structured_output: JsonValue = None
     type: Literal["done"] = "done"
 
 
@@ -190,6 +270,7 @@ class Error:
         message: What happened and what to do.
         retryable: Whether asking again may help.
         response: The text that the turn had so far; not an answer.
+        retry_after: Seconds to wait first, where known.
     """
 
     outcome: Literal[Outcome.FAILED, Outcome.LOST]
@@ -197,6 +278,7 @@ class Error:
     message: str
     retryable: bool
     response: str = ""
+    retry_after: float | None = None
     type: Literal["error"] = "error"
 
 
@@ -240,6 +322,10 @@ Body: TypeAlias = (
     | Thinking
     | ToolUse
     | ToolResult
+    | PermissionRequest
+    | Question
+    | Resolved
+    | RateLimit
     | Retrying
     | Status
     | Result
@@ -283,6 +369,7 @@ def end_of(result: TurnResult) -> Done | Error:
             duration_ms=result.duration_ms,
             num_turns=result.accounting.num_turns,
             total_cost_usd=result.accounting.total_cost_usd,
+            structured_output=result.accounting.structured_output,
         )
     assert failure is not None, "a turn without an answer says why"
     return Error(
@@ -291,6 +378,7 @@ def end_of(result: TurnResult) -> Done | Error:
         message=failure.message,
         retryable=failure.retryable,
         response=result.text,
+        retry_after=failure.retry_after,
     )
 
 
@@ -305,7 +393,7 @@ def weight(event: Event) -> int:
             size = len(body.content)
         case Done() | Error():
             size = len(body.response)
-        case ToolUse():
+        case ToolUse() | PermissionRequest():
             size = len(repr(body.input))
         case ToolResult():
             size = len(body.content) if isinstance(body.content, str) else len(repr(body.content))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -18,17 +18,23 @@ from session_supervisor.agents.port import (
     AgentMessage,
     AgentProcess,
     Binding,
+    ContextUsage,
     Exit,
     Fingerprint,
     Tree,
+    TurnEnded,
 )
+from session_supervisor.asks import Decision
 from session_supervisor.config import Watchdogs
-from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed
+from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed, CannotChange
 from session_supervisor.latch import Latch
 from session_supervisor.slots import Slots
-from session_supervisor.spec import Prompt
+from session_supervisor.spec import PermissionMode, Prompt
 
 logger = logging.getLogger(__name__)
+
+CONTEXT_S = 2.0
+"""Seconds that a process may take to say how full its context is."""
 
 AHEAD = 256
 """Messages of a process that may wait for the actor, which a slow store can hold up. Then the
@@ -58,6 +64,13 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The process could not change what it was told to; another one has to be started for it."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
 class Faulty:
     """The process cannot do what it must, or says nothing any more; it may still be there."""
 
@@ -81,7 +94,7 @@ class Down:
 
 ENDED = "The agent's process ended by itself."
 
-Signal: TypeAlias = Up | Said | Probed | Faulty | Down
+Signal: TypeAlias = Up | Said | Probed | Unchanged | Faulty | Down
 """What an incarnation posts."""
 
 
@@ -127,13 +140,15 @@ class Incarnation:
         self._tasks = tasks
         self._process: AgentProcess | None = None
         self._errands: set[asyncio.Task[None]] = set()
-        self._sending: asyncio.Task[None] | None = None
+        self._last: asyncio.Task[None] | None = None
         self._taken: str | None = None
         self._interrupting: asyncio.Task[None] | None = None
         self._unserved = 0
         self._room: asyncio.Event | None = None
         self._holds = 0
         self.given_up = False
+        self.cost_usd = 0.0
+        """What it said last that the conversation has cost, also after it was given up."""
         self.gone = Latch()
         self._life = tasks.create_task(self._live())
         # Not in the task itself: one that is cancelled before its first step never runs.
@@ -143,6 +158,11 @@ class Incarnation:
     def pid(self) -> int | None:
         """The process id, if there is a process with one of its own."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def up(self) -> bool:
+        """Whether there is a process, and nobody has given it up."""
+        return self._process is not None and not self.given_up
 
     @property
     def came_up(self) -> bool:
@@ -160,7 +180,7 @@ class Incarnation:
             await process.send(prompt)
             self._taken = prompt.prompt_id
 
-        self._sending = self._errand(hand, "did not take a prompt")
+        _ = self._in_turn(hand, "did not take a prompt")
 
     def took(self, prompt_id: str) -> bool:
         """Return whether a prompt, the last that was handed over, was taken."""
@@ -168,21 +188,76 @@ class Incarnation:
 
     def interrupt(self) -> None:
         """Ask for the running turn to stop; `Faulty` follows if that fails."""
-        sending = self._sending
 
         async def tell(process: AgentProcess) -> None:
-            # It ends what was sent before it, so it must not overtake a prompt in a full pipe.
-            if sending is not None:
-                await asyncio.wait({sending})
             await process.interrupt()
 
-        self._interrupting = self._errand(tell, "did not take an interrupt")
+        self._interrupting = self._in_turn(tell, "did not take an interrupt")
 
     def let_go(self) -> None:
         """Interrupt no more: the turn that was meant has ended, and the next must not be hit."""
         if self._interrupting is not None:
             self._interrupting.cancel()
             self._interrupting = None
+
+    def answer(self, request_id: str, decision: Decision) -> None:
+        """Answer what it asked; `Faulty` follows if that fails.
+
+        Args:
+            request_id: What.
+            decision: The answer.
+        """
+
+        async def tell(process: AgentProcess) -> None:
+            await process.answer(request_id, decision)
+
+        _ = self._in_turn(tell, "did not take an answer")
+
+    def configure(
+        self, *, model: str | None = None, permission_mode: PermissionMode | None = None
+    ) -> asyncio.Task[None]:
+        """Change what can change while it lives; `Unchanged` follows if that fails.
+
+        Args:
+            model: Name or alias; None leaves it.
+            permission_mode: None leaves it.
+
+        Returns:
+            What does it, and ends when either is so, or the process is gone.
+        """
+
+        async def tell(process: AgentProcess) -> None:
+            try:
+                async with asyncio.timeout(self._watchdogs.probe_s):
+                    await process.configure(model=model, permission_mode=permission_mode)
+            except AgentGone:
+                raise
+            except CannotChange:
+                self._post(Unchanged(self))
+            except Exception:  # whatever the adapter raises, the next process has it
+                logger.exception("an agent process could not be changed (pid %s)", process.pid)
+                self._post(Unchanged(self))
+
+        return self._in_turn(tell, "could not be changed")
+
+    def context(self, then: Callable[[ContextUsage | None], None]) -> None:
+        """Ask how full the model's context is.
+
+        Args:
+            then: Called in any case, with None where that does not become known in time.
+        """
+        found: list[ContextUsage | None] = []
+
+        async def ask(process: AgentProcess) -> None:
+            with suppress(Exception):  # whatever the adapter raises: it is not known then
+                async with asyncio.timeout(CONTEXT_S):
+                    found.append(await process.context())
+
+        def over(_: asyncio.Task[None]) -> None:
+            then(found[0] if found else None)
+
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        self._errand(ask, "did not say how full its context is").add_done_callback(over)
 
     def probe(self) -> None:
         """Ask for a sign of life; `Probed` or `Faulty` follows within the time limit."""
@@ -225,6 +300,24 @@ class Incarnation:
         else:
             self._tasks.create_task(self._stop(self._process))
 
+    def _in_turn(
+        self, do: Callable[[AgentProcess], Awaitable[None]], fault: str
+    ) -> asyncio.Task[None]:
+        """Run an errand after those that were sent before it.
+
+        An interrupt ends what was sent before it, so it must not overtake a prompt in a full pipe,
+        and an answer that is to follow an interrupt must not be taken up before it.
+        """
+        last = self._last
+
+        async def follow(process: AgentProcess) -> None:
+            if last is not None:
+                await asyncio.wait({last})
+            await do(process)
+
+        self._last = self._errand(follow, fault)
+        return self._last
+
     def _errand(
         self, do: Callable[[AgentProcess], Awaitable[None]], fault: str
     ) -> asyncio.Task[None]:
@@ -248,7 +341,7 @@ class Incarnation:
     async def _live(self) -> Down:
         """Wait for room, and live in it."""
         session_id = self._binding.session_id
-        await self._slots.take(session_id)
+        await self._slots.take(session_id, owner=self._fingerprint.owner)
         try:
             return await self._read()
         finally:
@@ -283,6 +376,8 @@ class Incarnation:
 
     async def _hear(self, message: AgentMessage) -> None:
         """Post a message, and wait if too many are unserved: then the process has to wait, too."""
+        if isinstance(message, TurnEnded):
+            self.cost_usd = message.cost_usd
         if self.given_up:
             return
         self._post(Said(self, message))

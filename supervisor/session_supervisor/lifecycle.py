@@ -23,6 +23,8 @@ class State(StrEnum):
     """A process is up and no turn runs."""
     RUNNING = "running"
     """A turn runs."""
+    WAITING = "waiting"
+    """The running turn waits for a human."""
     INTERRUPTING = "interrupting"
     """The running turn was told to stop, or was given up, and has yet to come to rest."""
     HIBERNATING = "hibernating"
@@ -36,7 +38,7 @@ class State(StrEnum):
     CLOSING = "closing"
     """The process is being stopped for good."""
     FAILED = "failed"
-    """Crashed too often: no process, and no more work. Only closing is left."""
+    """Crashed too often: no process, and no more work, unless somebody has it tried again."""
     CLOSED = "closed"
     """The end."""
 
@@ -48,6 +50,10 @@ class Trigger(StrEnum):
     """The process is up."""
     TURN_BEGAN = "turn_began"
     """A prompt was handed over, or the agent began a turn by itself."""
+    ASKED = "asked"
+    """The agent needs a human to go on."""
+    ANSWERED = "answered"
+    """It has all the answers that it needs."""
     TURN_ENDED = "turn_ended"
     """The agent came to rest."""
     INTERRUPT = "interrupt"
@@ -61,7 +67,7 @@ class Trigger(StrEnum):
     WAKE = "wake"
     """There is something to do again, and room for a process."""
     RETRY = "retry"
-    """The delay before the next start is over."""
+    """The delay before the next start is over, or somebody wants another try."""
     GAVE_UP = "gave_up"
     """Too many crashes in the window, or one that no restart can mend."""
     DRAIN = "drain"
@@ -86,6 +92,16 @@ TRANSITIONS: Mapping[State, Mapping[Trigger, State]] = MappingProxyType(
             Trigger.CLOSE: State.CLOSING,
         },
         State.RUNNING: {
+            Trigger.ASKED: State.WAITING,
+            Trigger.TURN_ENDED: State.IDLE,
+            Trigger.INTERRUPT: State.INTERRUPTING,
+            Trigger.CRASHED: State.RESTARTING,
+            Trigger.GAVE_UP: State.FAILED,
+            Trigger.DRAIN: State.DRAINING,
+            Trigger.CLOSE: State.CLOSING,
+        },
+        State.WAITING: {
+            Trigger.ANSWERED: State.RUNNING,
             Trigger.TURN_ENDED: State.IDLE,
             Trigger.INTERRUPT: State.INTERRUPTING,
             Trigger.CRASHED: State.RESTARTING,
@@ -116,6 +132,7 @@ TRANSITIONS: Mapping[State, Mapping[Trigger, State]] = MappingProxyType(
             Trigger.CLOSE: State.CLOSING,
         },
         State.FAILED: {
+            Trigger.RETRY: State.STARTING,
             Trigger.CLOSE: State.CLOSING,
         },
         State.CLOSING: {

@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Self, TypeAlias
 
+from session_supervisor.asks import Request
 from session_supervisor.clock import Clock
 from session_supervisor.errors import StoreError
 from session_supervisor.events import Body, Event, Gap
@@ -108,6 +109,7 @@ class EventLog:
         turns: Sequence[TurnRecord] = (),
         session: SessionRecord | None = None,
         claims: Sequence[Claim] = (),
+        requests: Sequence[Request] = (),
         reserve: int = 0,
     ) -> tuple[Event, ...]:
         """Store everything published so far and `drafts`; then let readers see `drafts`.
@@ -119,6 +121,7 @@ class EventLog:
             turns: Turns to store along with them.
             session: The session, if it has changed.
             claims: Keys for work that begins with it.
+            requests: What needs a human, new or changed.
             reserve: How many events may then be published and seen before the next commit.
 
         Returns:
@@ -136,10 +139,11 @@ class EventLog:
             turns=turns,
             session=session,
             claims=claims,
+            requests=requests,
             reserve=reserve,
         )
         too_many = self._reserved_seq - self._stored_seq > reserve
-        if batch.events or turns or session is not None or too_many:
+        if batch.events or turns or requests or session is not None or too_many:
             await self._commit(batch)
             self._stored_seq += len(batch.events)
             self._reserved_seq = self._stored_seq + reserve

@@ -227,6 +227,12 @@ class Mailbox(Generic[C, W]):
         self._work.insert(0, message)
         self._acknowledged += 1
 
+    def prefer(self, key: str) -> None:
+        """Let an acknowledged work message come before all others."""
+        message = self.withdraw(key)
+        if message is not None:
+            self.put_back(message)
+
     def waits(self, key: str) -> bool:
         """Return whether a message with this id is in the work lane."""
         return any(message.key == key for message in self._work)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeAlias, TypeVar
 
-from session_supervisor.agents.port import Exit, Tree
+from session_supervisor.agents.port import ContextUsage, Exit, Tree
+from session_supervisor.asks import Decision, Request
+from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import State
 from session_supervisor.mailbox import Reply
 from session_supervisor.quotas import Place
 from session_supervisor.results import Origin
-from session_supervisor.spec import Prompt
+from session_supervisor.spec import OnPermission, PermissionMode, Prompt
 from session_supervisor.stores.records import Claim
 
 T = TypeVar("T")
@@ -57,6 +59,36 @@ class Interrupted:
 
     outcome: InterruptOutcome
     turn_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Answer to `Configure`: what is in force from the next request to the model on.
+
+    Attributes:
+        model: Name or alias; None: the agent's default.
+        permission_mode: What happens to tools that are not allowed outright.
+        title: What the owner calls the session.
+        metadata: What the owner notes about it.
+    """
+
+    model: str | None
+    permission_mode: PermissionMode
+    title: str | None
+    metadata: Mapping[str, str]
+
+
+class OnBusy(StrEnum):
+    """What a query does where a turn runs or waits already."""
+
+    QUEUE = "queue"
+    """Wait for its turn."""
+
+    REJECT = "reject"
+    """Be refused."""
+
+    INTERRUPT = "interrupt"
+    """Stop the running turn, and come next."""
 
 
 class CloseReason(StrEnum):
@@ -111,6 +143,8 @@ class Inspection:
         restarts: How often its process was restarted after a crash.
         next_timer: Name of the next deadline and seconds until then.
         last_seq: Number of the last event.
+        requests: Ids of what waits for a human, oldest first.
+        context: How full the model's context is, where that was asked for and is known.
     """
 
     session_id: str
@@ -127,6 +161,8 @@ class Inspection:
     restarts: int
     next_timer: tuple[str, float] | None
     last_seq: int
+    requests: tuple[str, ...] = ()
+    context: ContextUsage | None = None
     tree: Tree = field(default_factory=Tree)
 
 
@@ -157,12 +193,20 @@ class Query(_Message[Accepted]):
         place: What it counts as, of what its owner may have; given back if it is refused, else
             with the turn's end.
         claim: Stored along with the turn, if its caller has a key for it.
+        budget_usd: What its owner may spend, in US dollars; it counts when its turn comes, too.
+        on_busy: Whether it stops the running turn and comes next; or was it refused before.
+        on_permission: What happens to tool calls that need a permission.
+        permission_timeout_s: Seconds that a human has to answer; None: any time.
     """
 
     prompt: Prompt
     timeout_s: float | None = None
     place: Place | None = None
     claim: Claim | None = None
+    budget_usd: float | None = None
+    on_busy: OnBusy = OnBusy.QUEUE
+    on_permission: OnPermission = "deny"
+    permission_timeout_s: float | None = None
 
     @property
     def key(self) -> str:
@@ -194,9 +238,90 @@ class Interrupt(_Message[Interrupted]):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Inspect(_Message[Inspection]):
-    """Say what is going on."""
+class Decide(_Message[Request]):
+    """Answer what the agent asked a human; answered with the request as it is then.
 
+    Attributes:
+        request_id: Which.
+        decision: The answer.
+    """
+
+    request_id: str
+    decision: Decision
+    urgency: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Withdraw(_Message[None]):
+    """Take a turn out that waits.
+
+    Attributes:
+        turn_id: Which.
+    """
+
+    turn_id: str
+    urgency: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Configure(_Message[Settings]):
+    """Change what can change in a session; None leaves a thing as it is.
+
+    Attributes:
+        model: Name or alias of the model.
+        permission_mode: What happens to tools that are not allowed outright.
+        title: What its owner calls it; empty: nothing.
+        metadata: What its owner notes about it, in place of what was noted.
+    """
+
+    model: str | None = None
+    permission_mode: PermissionMode | None = None
+    title: str | None = None
+    metadata: Mapping[str, str] | None = None
+    urgency: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Restart(_Message[State]):
+    """Try again with a session that failed; answered with the state that follows.
+
+    Attributes:
+        place: What it counts as from then on, of what its owner may have; given back if it is
+            refused.
+    """
+
+    place: Place | None = None
+    urgency: int = 0
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with an error; it stays as it is."""
+        if self.place is not None:
+            self.place.release()
+        super().refuse(error)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeepStill(_Message[None]):
+    """Have no process for a while; answered once there is none, refused where one is needed.
+
+    Attributes:
+        over: Set when the while is over; the session's bell is to be rung then.
+    """
+
+    over: Latch
+    urgency: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inspect(_Message[Inspection]):
+    """Say what is going on.
+
+    Attributes:
+        context: Whether the process is asked how full the model's context is, which may take
+            two seconds.
+    """
+
+    context: bool = False
     urgency: int = 0
 
 
@@ -228,5 +353,16 @@ class Wake(_Message[State]):
     urgency: int = 0
 
 
-Control: TypeAlias = Interrupt | Inspect | Hibernate | Wake | Close
+Control: TypeAlias = (
+    Interrupt
+    | Decide
+    | Withdraw
+    | Configure
+    | Restart
+    | KeepStill
+    | Inspect
+    | Hibernate
+    | Wake
+    | Close
+)
 """Messages of the control lane."""

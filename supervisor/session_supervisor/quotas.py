@@ -20,15 +20,18 @@ class Quota:
         sessions: Conversations that have not ended; None: any number.
         turns: Turns that were asked for and whose end nobody has seen yet, queued ones and one-offs
             included; None: any number.
+        budget_usd: What all its turns may cost, those of sessions that are gone included, in US
+            dollars; None: any amount.
     """
 
     sessions: int | None = None
     turns: int | None = None
+    budget_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one owner has now; counted as in `Quota`."""
+    """What one owner has now; counted as in `Quota`. What it has spent is not given back."""
 
     sessions: int
     turns: int

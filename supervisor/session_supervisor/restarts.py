@@ -21,6 +21,10 @@ class RestartBudget:
         self._recent: list[float] = []
         self.total = 0
 
+    def forgive(self) -> None:
+        """Begin anew: what crashed before does not count any more."""
+        self._recent.clear()
+
     def spend(self, now: float) -> float | None:
         """Take one restart for a crash.
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pydantic import JsonValue
 
 from session_supervisor.errors import Failure
+from session_supervisor.spec import Attachment, OnPermission
 
 
 class Origin(StrEnum):
@@ -46,6 +47,8 @@ class Accounting:
         usage: Tokens, as the upstream counts them.
         stop_reason: Why the model stopped.
         permission_denials: Tool calls that were denied.
+        structured_output: The answer as JSON, where a schema was given and met.
+        anchor: By which the agent knows the place in the conversation where the turn ended.
     """
 
     num_turns: int = 0
@@ -53,6 +56,8 @@ class Accounting:
     usage: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     stop_reason: str | None = None
     permission_denials: tuple[JsonValue, ...] = ()
+    structured_output: JsonValue = None
+    anchor: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +101,11 @@ class TurnRecord:
         turn_id: Its id, which is also the prompt's.
         origin: Who began it.
         prompt: What was asked; empty for a turn that the agent began.
+        attachments: What went with it; without its data once the turn has ended.
+        command: Whether the prompt is a command to the agent itself.
+        on_permission: What happens to tool calls that need a permission.
+        permission_timeout_s: Seconds that a human has to answer; None: any time.
+        budget_usd: What its owner might spend when it was asked, in US dollars; None: any amount.
         phase: Where it is.
         text: The text so far.
         accepted_at: When it entered the ledger, UTC.
@@ -121,3 +131,8 @@ class TurnRecord:
     ended_at: datetime | None = None
     result: TurnResult | None = None
     timeout_s: float | None = None
+    attachments: tuple[Attachment, ...] = ()
+    command: bool = False
+    on_permission: OnPermission = "deny"
+    permission_timeout_s: float | None = None
+    budget_usd: float | None = None

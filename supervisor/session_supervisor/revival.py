@@ -78,6 +78,7 @@ async def revive(core: SessionCore, *, refused: Collection[str], within_s: float
     async with asyncio.timeout(within_s):
         lease = await core.store.acquire(core.session_id)
         records = await core.store.turns(core.session_id)
+        requests = await core.store.requests(core.session_id)
         texts = {
             record.turn_id: await text_left(core.store, record)
             for record in records
@@ -85,9 +86,10 @@ async def revive(core: SessionCore, *, refused: Collection[str], within_s: float
         }
     core.log.resume(lease)
     core.ledger.go_back(records, texts, lambda: core.account.take_turn(None))
+    core.requests.restore([one for one in requests if one.resolution is None])
     # What kept the store from storing may have kept the agent as well: where no turn completed,
     # it need not know of the conversation, and a fresh one forgets nothing that was announced.
-    core.has_context = any(
+    core.has_context = core.forked_from is not None or any(
         record.result is not None and record.result.outcome is Outcome.COMPLETED
         for record in records
     )

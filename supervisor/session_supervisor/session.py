@@ -7,20 +7,26 @@ shared and dropped at will; the session does not depend on it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
+from session_supervisor.asks import Decision, Request
 from session_supervisor.claims import ClaimKey, Hold
+from session_supervisor.config import SupervisorConfig
 from session_supervisor.core import SessionCore
 from session_supervisor.errors import (
     Busy,
     ClaimConflict,
     Draining,
     InvalidSpec,
+    NotQueued,
     Refused,
+    RequestNotFound,
+    RequestOver,
     SessionClosed,
     StoreError,
     TurnFailed,
@@ -33,19 +39,35 @@ from session_supervisor.log import Cursor
 from session_supervisor.messages import (
     Close,
     Closed,
+    Configure,
+    Decide,
     Hibernate,
     Inspect,
     Inspection,
     Interrupt,
     Interrupted,
+    OnBusy,
     Query,
+    Settings,
     Wake,
+    Withdraw,
 )
 from session_supervisor.quotas import Quota
+from session_supervisor.requests import AskingPolicy
 from session_supervisor.results import Outcome, TurnRecord, TurnResult
-from session_supervisor.spec import Prompt, SessionKind, SessionSpec
+from session_supervisor.spec import (
+    Attachment,
+    OnPermission,
+    PermissionMode,
+    Prompt,
+    SessionKind,
+    SessionSpec,
+)
 from session_supervisor.stores.records import Claim
 from session_supervisor.turns import Turn
+
+COMPACT = "/compact"
+"""The command by which agents sum a conversation up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +79,18 @@ class SessionSnapshot:
         owner: Whose it is.
         kind: What it is for.
         state: Where it is in its life.
-        model: The model it was started with, None for the agent's default.
+        model: Its model, None for the agent's default.
         created_at: When it was started, UTC.
         queued: Queries that wait.
         restarts: How often its process was restarted after a crash.
         last_seq: Number of its last event.
         total_cost_usd: What its turns have cost so far, in US dollars.
         deleted: Whether it was closed by its owner, and only what it said is still there.
+        title: What its owner calls it.
+        metadata: What its owner notes about it.
+        permission_mode: What happens to tools that are not allowed outright.
+        pending: Ids of what waits for a human, oldest first.
+        forked_from: The session and the turn whose context it began with, if any.
     """
 
     session_id: str
@@ -77,18 +104,27 @@ class SessionSnapshot:
     last_seq: int
     total_cost_usd: float
     deleted: bool = False
+    title: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    permission_mode: PermissionMode = "default"
+    pending: tuple[str, ...] = ()
+    forked_from: tuple[str, str | None] | None = None
 
 
-def check_query(prompt: str, timeout_s: float | None) -> None:
+def check_query(
+    prompt: str, timeout_s: float | None, permission_timeout_s: float | None = None
+) -> None:
     """Refuse what cannot be asked.
 
     Raises:
-        InvalidSpec: The prompt is empty, or the time limit is not positive.
+        InvalidSpec: The prompt is empty, or a time limit is not positive.
     """
     if not prompt.strip():
         raise InvalidSpec("prompt", "must not be empty")
-    if timeout_s is not None and not timeout_s > 0:
-        raise InvalidSpec("timeout_s", "must be greater than 0")
+    limits = {"timeout_s": timeout_s, "permission_timeout_s": permission_timeout_s}
+    for name, limit_s in limits.items():
+        if limit_s is not None and not limit_s > 0:
+            raise InvalidSpec(name, "must be greater than 0")
 
 
 async def submit(core: SessionCore, query: Query) -> TurnHandle:
@@ -246,11 +282,13 @@ class Session:
         self,
         core: SessionCore,
         *,
-        default_timeout_s: float | None = None,
+        config: SupervisorConfig,
+        check: Callable[[SessionSpec], None],
         attached: bool = False,
     ) -> None:
         self._core = core
-        self._default_timeout_s = default_timeout_s
+        self._config = config
+        self._check = check
         self.attached = attached
         """Whether it was started before, under the same key."""
 
@@ -266,8 +304,13 @@ class Session:
 
     @property
     def spec(self) -> SessionSpec:
-        """What was asked for when it was started."""
+        """What was asked for when it was started, as it was changed since."""
         return self._core.spec
+
+    @property
+    def workspace(self) -> Path | None:
+        """The private directory that it works in; None where it was given a directory."""
+        return Path(self._core.cwd) if self._core.private else None
 
     @property
     def created_at(self) -> datetime:
@@ -288,9 +331,12 @@ class Session:
         self,
         prompt: str,
         *,
+        attachments: Sequence[Attachment] = (),
         timeout_s: float | None = None,
         turn_id: str | None = None,
-        queue: bool = True,
+        on_busy: OnBusy = OnBusy.QUEUE,
+        on_permission: OnPermission | None = None,
+        permission_timeout_s: float | None = None,
         quota: Quota | None = None,
         claim: ClaimKey | None = None,
     ) -> TurnHandle:
@@ -298,12 +344,16 @@ class Session:
 
         Args:
             prompt: What is asked.
-            timeout_s: Seconds from now after which the turn is given up; None takes the
-                supervisor's default.
+            attachments: Images and documents that go with it.
+            timeout_s: Seconds from now after which the turn is given up, without those in which it
+                waits for a human; None takes the supervisor's default.
             turn_id: Id for the turn, a UUID that was never used before; None makes one. Of turns
                 that retention has dropped the ids are forgotten, too: used again, the agent may
                 skip the prompt, and the turn is given up as stalled.
-            queue: Whether to wait behind other turns; otherwise `Busy` is raised.
+            on_busy: What to do where a turn runs or waits already.
+            on_permission: What happens to tool calls that need a permission, and to questions; None
+                as the session's spec says or, if it does not, the supervisor's configuration.
+            permission_timeout_s: Seconds that a human has to answer; None as those say.
             quota: What the session's owner may have at once; None: any number of turns.
             claim: The caller's key. If it was used before, this returns the turn that was begun
                 then, whatever became of it.
@@ -311,17 +361,74 @@ class Session:
         Raises:
             ClaimConflict: The key stands for something else.
             TurnNotFound: What the key stands for is no longer kept.
-            InvalidSpec: The prompt is empty, the time limit is not positive, or the turn's id
+            InvalidSpec: The prompt is empty, a time limit is not positive, or the turn's id
                 was used before.
-            Busy: A turn runs or waits, and `queue` is False.
+            Busy: A turn runs or waits, and `on_busy` is `reject`.
             MailboxFull: Too many queries wait already.
             QuotaExceeded: The owner has as many turns as it may have.
+            BudgetExceeded: The session, or its owner, has spent all that it may.
+            UpstreamLimited: The upstream takes no requests of the owner's for a while.
             SessionClosed: The session has ended.
             SessionFailed: The session gave up on its agent.
             Unavailable: The store fails.
             Draining: The supervisor is shutting down.
         """
-        check_query(prompt, timeout_s)
+        check_query(prompt, timeout_s, permission_timeout_s)
+        asked = Prompt(
+            prompt_id=turn_id or str(uuid4()), text=prompt, attachments=tuple(attachments)
+        )
+        policy = AskingPolicy.of(self._core.spec, kind=self._core.kind, config=self._config)
+        query = Query(
+            prompt=asked,
+            timeout_s=self._config.turn_timeout_s if timeout_s is None else timeout_s,
+            on_busy=on_busy,
+            on_permission=on_permission or policy.on_permission,
+            permission_timeout_s=(
+                policy.timeout_s if permission_timeout_s is None else permission_timeout_s
+            ),
+        )
+        return await self._ask(query, quota, claim, fresh=turn_id is None)
+
+    async def compact(
+        self,
+        *,
+        instructions: str | None = None,
+        timeout_s: float | None = None,
+        quota: Quota | None = None,
+        claim: ClaimKey | None = None,
+    ) -> TurnHandle:
+        """Have the conversation summed up, so that there is room for more.
+
+        It is a turn like any other: it waits for those before it, and costs.
+
+        Args:
+            instructions: What the summary is to pay attention to.
+            timeout_s: As in `query`, like the others.
+            quota: What the session's owner may have at once.
+            claim: The caller's key.
+
+        Raises:
+            Refused: As in `query`.
+        """
+        check_query(COMPACT, timeout_s)
+        command = f"{COMPACT} {instructions or ''}".rstrip()
+        query = Query(
+            prompt=Prompt(prompt_id=str(uuid4()), text=command, command=True),
+            timeout_s=self._config.turn_timeout_s if timeout_s is None else timeout_s,
+        )
+        return await self._ask(query, quota, claim, fresh=True)
+
+    async def _ask(
+        self, query: Query, quota: Quota | None, claim: ClaimKey | None, *, fresh: bool
+    ) -> TurnHandle:
+        """Put a query to the session, or find the one that a key stands for.
+
+        Args:
+            query: What to ask.
+            quota: What the session's owner may have at once.
+            claim: The caller's key.
+            fresh: Whether its id cannot have been used.
+        """
         core, hold = self._core, None
         if claim is not None:
             found = await core.claims.take(core.owner, claim)
@@ -331,7 +438,7 @@ class Session:
                 return await attach(core, found.turn_id)
             hold = found
         try:
-            query = await self._query(prompt, timeout_s, turn_id, queue, quota, hold)
+            query = await self._admit(query, quota, hold, fresh=fresh)
         except BaseException:
             if hold is not None:
                 hold.release()
@@ -340,29 +447,85 @@ class Session:
             query.on_settled(hold.release)
         return await submit(core, query)
 
-    async def _query(
-        self,
-        prompt: str,
-        timeout_s: float | None,
-        turn_id: str | None,
-        queue: bool,
-        quota: Quota | None,
-        hold: Hold | None,
+    async def _admit(
+        self, query: Query, quota: Quota | None, hold: Hold | None, *, fresh: bool
     ) -> Query:
-        core = self._core
+        """Return a query with all that it counts as; it must be offered at once."""
+        core, turn_id = self._core, query.key
         if core.kind is SessionKind.ONEOFF:  # its only turn was asked when it was made
             raise SessionClosed(core.session_id)
-        if turn_id is not None and await self._knows(turn_id):
+        if not fresh and await self._knows(turn_id):
             raise InvalidSpec("turn_id", f"{turn_id!r} was used before in this session")
-        if not queue and (core.mailbox.waiting_work or core.ledger.open()):
+        rejects = query.on_busy is OnBusy.REJECT
+        if rejects and (core.mailbox.waiting_work or core.ledger.open()):
             raise Busy("The session is busy with another turn. Wait for its end, or interrupt it.")
-        turn_id = turn_id or str(uuid4())
-        return Query(
-            prompt=Prompt(prompt_id=turn_id, text=prompt),
-            timeout_s=self._default_timeout_s if timeout_s is None else timeout_s,
+        core.pacing.check(core.owner)
+        budget_usd = None if quota is None else quota.budget_usd
+        core.check_budgets(budget_usd)
+        return replace(
+            query,
+            budget_usd=budget_usd,
             place=core.account.take_turn(quota),
             claim=None if hold is None else hold.claim(core.session_id, turn_id),
         )
+
+    async def withdraw(self, turn_id: str) -> None:
+        """Take a turn out that waits. It never ran, and ends as interrupted.
+
+        Raises:
+            TurnNotFound: There is no such turn, or it is no longer kept.
+            NotQueued: It runs, or has ended.
+            SessionClosed: The session has ended.
+            Unavailable: The store fails.
+        """
+        message = Withdraw(turn_id=turn_id)
+        self._core.mailbox.offer_control(message)
+        try:
+            await message.reply.wait()
+        except TurnNotFound:
+            # Not by the actor, which must not depend on what is read for somebody else.
+            if await self._has_ended(turn_id):
+                raise NotQueued(turn_id, running=False) from None
+            raise
+
+    async def configure(
+        self,
+        *,
+        model: str | None = None,
+        permission_mode: PermissionMode | None = None,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Change what can change in the session, from the next request to the model on.
+
+        Args:
+            model: Name or alias of the model; None, here as in the others, leaves it as it is.
+            permission_mode: What happens to tools that are not allowed outright.
+            title: What its owner calls it; empty: nothing.
+            metadata: What its owner notes about it, in place of what was noted.
+
+        Returns:
+            What is in force, and stored.
+
+        Raises:
+            InvalidSpec: The agent cannot do that.
+            NotAllowed: The operator has not allowed it.
+            SessionClosed: The session has ended.
+            Unavailable: The store fails.
+        """
+        spec = self._core.spec
+        wanted = replace(
+            spec,
+            model=spec.model if model is None else model,
+            permission_mode=permission_mode or spec.permission_mode,
+        )
+        if wanted != spec:
+            self._check(wanted)
+        message = Configure(
+            model=model, permission_mode=permission_mode, title=title, metadata=metadata
+        )
+        self._core.mailbox.offer_control(message)
+        return await message.reply.wait()
 
     async def interrupt(self, *, turn_id: str | None = None, queued: bool = False) -> Interrupted:
         """Stop the running turn, or the next one while its process starts.
@@ -397,13 +560,68 @@ class Session:
         except StoreError as error:
             raise Unavailable from error
 
-    async def inspect(self) -> Inspection:
+    async def requests(self, *, pending: bool = False) -> tuple[Request, ...]:
+        """Return what needed a human and is kept, oldest first.
+
+        Args:
+            pending: Only what waits for one.
+        """
+        core = self._core
+        return core.requests.shown if pending else tuple(await core.store.requests(core.session_id))
+
+    async def request(self, request_id: str) -> Request:
+        """Return something that needs a human, or needed one.
+
+        Raises:
+            RequestNotFound: There is no such request, or it is no longer kept.
+        """
+        request = await self._core.store.request(self._core.session_id, request_id)
+        if request is None:
+            raise RequestNotFound(request_id)
+        return request
+
+    async def decide(self, request_id: str, decision: Decision) -> Request:
+        """Answer what the agent asked a human.
+
+        Args:
+            request_id: What.
+            decision: The answer: `Answers` to a question, `Allow` to a permission, `Deny` to both.
+
+        Returns:
+            The request, as it is now. The answer is stored, and the agent is told.
+
+        Raises:
+            RequestNotFound: There is no such request, or it is no longer kept.
+            RequestOver: It was answered before, or is over without an answer.
+            InvalidSpec: That is no answer to it.
+            SessionClosed: The session has ended.
+            Unavailable: The store fails.
+        """
+        core, message = self._core, Decide(request_id=request_id, decision=decision)
+        try:
+            core.mailbox.offer_control(message)
+            return await message.reply.wait()
+        except (SessionClosed, RequestNotFound):
+            # Not by the actor, which must not depend on what is read for somebody else.
+            try:
+                over = await core.store.request(core.session_id, request_id)
+            except StoreError as error:
+                raise Unavailable from error
+            if over is None or over.resolution is None:
+                raise
+            raise RequestOver(over) from None
+
+    async def inspect(self, *, context: bool = False) -> Inspection:
         """Say what the session is doing, also in the middle of a turn.
+
+        Args:
+            context: Whether to say, too, how full the model's context is, where there is a process
+                that knows it. It may take two seconds.
 
         Raises:
             SessionClosed: The session has ended.
         """
-        message = Inspect()
+        message = Inspect(context=context)
         self._core.mailbox.offer_control(message)
         found = await message.reply.wait()
         # Not by the actor, which has other things to do than to look at processes.
@@ -533,4 +751,9 @@ class Session:
             last_seq=core.log.last_seq,
             total_cost_usd=core.ledger.total_cost_usd,
             deleted=core.deleted_at is not None,
+            title=core.title,
+            metadata=core.metadata,
+            permission_mode=core.spec.permission_mode,
+            pending=tuple(request.request_id for request in core.requests.shown),
+            forked_from=core.forked_from,
         )

@@ -1,16 +1,17 @@
 """Room for processes: so many at once, in so much memory; who rests longest makes room for others.
 
-A session that wants a process takes a slot, and waits for one if there is none; those who came
-first get the next. While there is too little room for those who wait, or too little memory for
-those who live, sessions that rest are asked to give up their process, the least recently used
-first, and no more of them than it takes. Where none rests, those that have had their process for
-some turns while others waited let these have one, and wait themselves.
+A session that wants a process takes a slot, and waits for one if there is none. The next goes to
+the owner who has the fewest and, among equals, to whoever came first: one owner's hundred sessions
+keep nobody waiting for long. While there is too little room for those who wait, or too little
+memory for those who live, sessions that rest are asked to give up their process, the least recently
+used first, and no more of them than it takes. Where none rests, those that have had their process
+for some turns while others waited let these have one, and wait themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
 from session_supervisor.agents.port import Tree
@@ -33,8 +34,10 @@ class Slots:
         self._memory = memory
         # Ordered, so that what is measured first does not depend on hashes.
         self._holders: dict[str, Callable[[], Awaitable[Tree]] | None] = {}
-        self._waiting: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
+        self._waiting: dict[str, asyncio.Future[None]] = {}
         self._since: dict[str, float] = {}
+        self._owners: dict[str, str] = {}
+        """Of those who have a slot, or wait for one."""
         self._resting: OrderedDict[str, Callable[[], None]] = OrderedDict()
         self._leaving: set[str] = set()
 
@@ -74,12 +77,14 @@ class Slots:
         """Return whether a session waits for one."""
         return session_id in self._waiting
 
-    async def take(self, session_id: str) -> None:
+    async def take(self, session_id: str, *, owner: str) -> None:
         """Take a slot, once there is one.
 
         Args:
             session_id: Who takes it; a session has one at most.
+            owner: Whose session it is.
         """
+        self._owners[session_id] = owner
         if not self._waiting and self._room:
             self._holders[session_id] = None
             return
@@ -96,6 +101,8 @@ class Slots:
         finally:
             self._waiting.pop(session_id, None)
             self._since.pop(session_id, None)
+            if session_id not in self._holders:
+                self._owners.pop(session_id, None)
 
     def lives(self, session_id: str, look: Callable[[], Awaitable[Tree]]) -> None:
         """Note that a process is up, and how it is looked at."""
@@ -105,6 +112,7 @@ class Slots:
     def give_back(self, session_id: str) -> None:
         """Give a slot back: its process is gone."""
         self._holders.pop(session_id, None)
+        self._owners.pop(session_id, None)
         self._resting.pop(session_id, None)
         self._leaving.discard(session_id)
         if self._memory is not None:
@@ -171,11 +179,18 @@ class Slots:
 
     def _share_out(self) -> None:
         while self._waiting and self._room:
-            first, turn = self._waiting.popitem(last=False)
+            session_id = self._next()
+            turn = self._waiting.pop(session_id)
             if not turn.done():
-                self._holders[first] = None
+                self._holders[session_id] = None
                 turn.set_result(None)
         self._make_room()
+
+    def _next(self) -> str:
+        """Return who gets the next slot, of those who wait."""
+        has = Counter(self._owners[one] for one in self._holders)
+        # The first of the smallest: those who wait stand in the order in which they came.
+        return min(self._waiting, key=lambda one: has[self._owners[one]])
 
     def _make_room(self) -> None:
         while self._resting and self._too_many():

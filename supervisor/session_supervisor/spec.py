@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
@@ -10,6 +11,9 @@ from pydantic import JsonValue
 
 PermissionMode: TypeAlias = Literal["default", "acceptEdits", "plan", "bypassPermissions"]
 """How an agent treats tools that would need a human's permission."""
+
+OnPermission: TypeAlias = Literal["ask", "deny"]
+"""What happens to a tool call that needs a permission: a human is asked, or it is denied."""
 
 JsonObject: TypeAlias = dict[str, JsonValue]
 """A JSON object, such as the input of a tool."""
@@ -45,6 +49,15 @@ class SessionSpec:
         idle_timeout_s: Seconds without work after which the session gives up its process; None as
             the supervisor's configuration says.
         expiry_s: Seconds without work after which it is closed; None as that says.
+        max_budget_usd: Most that all its turns may cost, in US dollars; None sets no limit.
+        output_schema: JSON Schema that the answer of each turn has to meet; None: any text.
+        mcp_servers: Names of the operator's MCP servers whose tools it has.
+        thinking: Whether the model's thinking is told; None: as the agent does by itself.
+        on_permission: What happens to tool calls that need a permission, and to questions; None
+            as the supervisor's configuration says for its kind.
+        permission_timeout_s: Seconds that a human has to answer; None as that says.
+        title: What its owner calls it.
+        metadata: What its owner notes about it.
     """
 
     model: str | None = None
@@ -55,6 +68,30 @@ class SessionSpec:
     max_turns: int | None = None
     idle_timeout_s: float | None = None
     expiry_s: float | None = None
+    max_budget_usd: float | None = None
+    output_schema: JsonObject | None = None
+    mcp_servers: tuple[str, ...] = ()
+    thinking: bool | None = None
+    on_permission: OnPermission | None = None
+    permission_timeout_s: float | None = None
+    title: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """An image or a document that goes with a prompt.
+
+    Attributes:
+        media_type: What it is: `image/png`, `image/jpeg`, `image/gif`, `image/webp`,
+            `application/pdf`.
+        data: Its bytes in base64.
+        name: What its owner calls it.
+    """
+
+    media_type: str
+    data: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +103,12 @@ class Prompt:
             of the turn, and must never be used twice in one process: an agent may skip
             a prompt whose id it has seen.
         text: What is asked.
+        attachments: What goes with it.
+        command: Whether it is a command to the agent itself, such as `/compact`, and nothing that
+            a person wrote. Else a text is never taken for one.
     """
 
     prompt_id: str
     text: str
+    attachments: tuple[Attachment, ...] = ()
+    command: bool = False

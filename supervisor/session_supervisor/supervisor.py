@@ -11,18 +11,20 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from session_supervisor import events
 from session_supervisor.actor import SERVER_FAULT, SERVER_RESTART, Actor, Restarted
-from session_supervisor.agents.port import Agent, Fingerprint, Forgets, Recovers
+from session_supervisor.agents.port import Agent, Fingerprint, Forgets, Forks, Recovers
+from session_supervisor.asks import Resolution
+from session_supervisor.budgets import Spending, check_budget
 from session_supervisor.claims import ClaimKey, Claims, Hold
 from session_supervisor.clock import Clock
 from session_supervisor.config import SupervisorConfig
@@ -37,7 +39,10 @@ from session_supervisor.errors import (
     Fenced,
     InvalidSpec,
     MemoryFull,
+    NotFailed,
+    NothingToFork,
     Refused,
+    ResumeNotFound,
     SessionClosed,
     SessionNotFound,
     SessionSpoiled,
@@ -45,14 +50,25 @@ from session_supervisor.errors import (
     Unavailable,
     UnknownSession,
 )
+from session_supervisor.forking import (
+    Fork,
+    anchor_of,
+    check_fork,
+    copy_files,
+    has_ended,
+    kept_still,
+    spec_of_fork,
+)
 from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import INITIAL, State
 from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
 from session_supervisor.memory import memory_of
-from session_supervisor.messages import Close, Closed, CloseReason, Control, Query
+from session_supervisor.messages import Close, Closed, CloseReason, Control, Query, Restart
 from session_supervisor.monitors import Down, Monitor, Notice
+from session_supervisor.pacing import Pacing
 from session_supervisor.quotas import Account, Place, Quota, Usage
+from session_supervisor.requests import AskingPolicy, Requests, resolved_event
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
 from session_supervisor.revival import revive, text_left
@@ -66,7 +82,7 @@ from session_supervisor.session import (
 )
 from session_supervisor.shielding import to_the_end
 from session_supervisor.slots import Slots
-from session_supervisor.spec import LOCAL_OWNER, Prompt, SessionKind, SessionSpec
+from session_supervisor.spec import LOCAL_OWNER, Attachment, Prompt, SessionKind, SessionSpec
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
 from session_supervisor.stores.records import Claim, Damaged, Lease, SessionRecord
@@ -75,6 +91,8 @@ from session_supervisor.turns import Ledger
 from session_supervisor.workspaces import PrivateDirectories, Workspaces
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ERASE_AGAIN_S = 60.0
 """Seconds after which a session that could not be erased is tried again."""
@@ -166,6 +184,8 @@ class Supervisor:
         self._entries: dict[str, _Entry] = {}
         # Of owners that have something; whatever counts holds on to its account.
         self._accounts = WeakValueDictionary[str, Account]()
+        self._spending = Spending()
+        self._pacing = Pacing(self._clock)
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._damaged: dict[str, Damaged] = {}
         self._monitors: set[Monitor] = set()
@@ -274,13 +294,18 @@ class Supervisor:
                 hold.release()
 
     async def _start(
-        self, spec: SessionSpec, owner: str, quota: Quota | None, hold: Hold | None
+        self,
+        spec: SessionSpec,
+        owner: str,
+        quota: Quota | None,
+        hold: Hold | None,
+        fork: Fork | None = None,
     ) -> Session:
         kind = SessionKind.CONVERSATION
         self._check(spec, kind)
         place = self._account(owner).take_session(quota)
         try:
-            entry = await self._admit(spec, owner, kind, place, hold)
+            entry = await self._admit(spec, owner, kind, place, hold, fork)
         except BaseException:
             place.release()
             raise
@@ -307,6 +332,7 @@ class Supervisor:
         spec: SessionSpec | None = None,
         *,
         owner: str = LOCAL_OWNER,
+        attachments: Sequence[Attachment] = (),
         timeout_s: float | None = None,
         quota: Quota | None = None,
         claim: ClaimKey | None = None,
@@ -319,6 +345,7 @@ class Supervisor:
             prompt: What is asked.
             spec: What is wanted of the session; None takes the agent's defaults.
             owner: On whose behalf.
+            attachments: Images and documents that go with the prompt.
             timeout_s: Seconds from now after which the turn is given up.
             quota: What the owner may have at once; None: any number of turns.
             claim: The caller's key. If it was used before, this returns the turn that was begun
@@ -330,6 +357,8 @@ class Supervisor:
             InvalidSpec: The prompt is empty, or the agent could not do what is asked.
             AtCapacity: There are as many processes as there may be.
             QuotaExceeded: The owner has as many turns as it may have.
+            BudgetExceeded: The owner has spent all that it may.
+            UpstreamLimited: The upstream takes no requests of the owner's for a while.
             Unavailable: The store fails.
             Draining: The supervisor is shutting down.
         """
@@ -345,7 +374,8 @@ class Supervisor:
                 return await attach(core, found.turn_id)
             hold = found
         try:
-            core, query = await self._once(prompt, spec or SessionSpec(), owner, timeout_s, quota)
+            asked = Prompt(prompt_id=str(uuid4()), text=prompt, attachments=tuple(attachments))
+            core, query = await self._once(asked, spec or SessionSpec(), owner, timeout_s, quota)
         except BaseException:
             if hold is not None:
                 hold.release()
@@ -362,7 +392,7 @@ class Supervisor:
 
     async def _once(
         self,
-        prompt: str,
+        prompt: Prompt,
         spec: SessionSpec,
         owner: str,
         timeout_s: float | None,
@@ -370,18 +400,136 @@ class Supervisor:
     ) -> tuple[SessionCore, Query]:
         kind = SessionKind.ONEOFF
         self._check(spec, kind)
+        self._pacing.check(owner)
+        budget_usd = None if quota is None else quota.budget_usd
+        check_budget("You", budget_usd, self._spending.of(owner))
         place = self._account(owner).take_turn(quota)
         try:
             entry = await self._admit(spec, owner, kind)
         except BaseException:
             place.release()
             raise
+        policy = AskingPolicy.of(spec, kind=kind, config=self._config)
         query = Query(
-            prompt=Prompt(prompt_id=str(uuid4()), text=prompt),
+            prompt=prompt,
             timeout_s=self._config.turn_timeout_s if timeout_s is None else timeout_s,
             place=place,
+            budget_usd=budget_usd,
+            on_permission=policy.on_permission,
+            permission_timeout_s=policy.timeout_s,
         )
         return entry.core, query
+
+    async def fork(
+        self,
+        session_id: str,
+        *,
+        owner: str | None = None,
+        turn_id: str | None = None,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        copy_workspace: bool = False,
+        quota: Quota | None = None,
+        claim: ClaimKey | None = None,
+    ) -> Session:
+        """Begin another conversation with the context of one.
+
+        The original must be at rest, and is as it was; meanwhile it gives up its process, and what
+        it is asked waits. The copy is its owner's, too, with all that is in force in the original
+        and a private directory of its own, unless the original was given a directory. It gets a
+        process with its first query.
+
+        Args:
+            session_id: The original.
+            owner: Only if it is this owner's.
+            turn_id: The last turn that the copy knows; None: all of them.
+            title: What the copy is called; None as the original, empty: nothing.
+            metadata: What is noted about the copy; None as about the original.
+            copy_workspace: Whether it begins with the files of the original, as they are now.
+            quota: What the owner may have at once; None: any number of sessions.
+            claim: The caller's key. If it was used before, this returns the session that was begun
+                then, whatever became of it.
+
+        Raises:
+            ClaimConflict: The key stands for something else.
+            SessionNotFound: There is no such session, or it is somebody else's.
+            SessionClosed: It has ended.
+            TurnNotFound: It has no turn `turn_id`, or no longer keeps it.
+            NothingToFork: It has no context, or none of that turn.
+            Busy: It has something to do.
+            InvalidSpec: The agent cannot do that, or there are too many files.
+            AtCapacity: There are as many sessions, or processes, as there may be.
+            QuotaExceeded: The owner has as many sessions as it may have.
+            NoWorkspace: No directory can be made for it, or files cannot be copied.
+            Unavailable: The store fails, or the agent could not copy the conversation.
+            Draining: The supervisor is shutting down.
+        """
+        self._require_open()
+        self._refuse_when_draining()
+        if owner is None:
+            owner = self._entry_of(session_id, None).core.owner
+        hold = None
+        if claim is not None:
+            found = await self._claims.take(owner, claim)
+            if isinstance(found, Claim):
+                core = self._claimed(found)
+                if found.turn_id is not None or (core.forked_from or ("",))[0] != session_id:
+                    raise ClaimConflict(claim.key)
+                return self._session(core, attached=True)
+            hold = found
+        try:
+            source = self._entry_of(session_id, owner).core
+            fork = Fork(source=source, turn_id=turn_id, copy_workspace=copy_workspace)
+            check_fork(fork)
+            if not isinstance(self._agent, Forks):
+                raise InvalidSpec(
+                    "session_id", "this agent cannot begin a conversation with another"
+                )
+            spec = spec_of_fork(source, title=title, metadata=metadata)
+            return await self._start(spec, owner, quota, hold, fork)
+        finally:
+            if hold is not None:
+                hold.release()
+
+    async def restart(
+        self, session_id: str, *, owner: str | None = None, quota: Quota | None = None
+    ) -> Session:
+        """Try again with a session that failed. It counts as a session again, and is kept.
+
+        Args:
+            session_id: Which.
+            owner: Only if it is this owner's.
+            quota: What the owner may have at once; None: any number of sessions.
+
+        Raises:
+            SessionNotFound: There is none, or it is somebody else's.
+            SessionClosed: It has ended.
+            NotFailed: It has not failed.
+            AtCapacity: There are as many sessions, or processes, as there may be.
+            QuotaExceeded: The owner has as many sessions as it may have.
+            Unavailable: The store fails.
+            Draining: The supervisor is shutting down.
+        """
+        self._require_open()
+        entry = self._entry_of(session_id, owner)
+        core = entry.core
+        self._refuse_when_draining()
+        if has_ended(core):
+            raise SessionClosed(session_id)
+        if core.state is not State.FAILED:
+            raise NotFailed(session_id)
+        self.check_admission(core.kind)
+        message = Restart(place=core.account.take_session(quota))
+        # Until it counts itself; from then on `_occupy` has counted it.
+        self._conversations += 1
+        message.on_settled(self._uncount)
+        try:
+            core.mailbox.offer_control(message)
+        except Refused as error:
+            message.refuse(error)
+            raise
+        await message.reply.wait()
+        return entry.session
 
     def check_admission(self, kind: SessionKind = SessionKind.CONVERSATION) -> None:
         """Return if a session of this kind would be admitted now.
@@ -555,6 +703,10 @@ class Supervisor:
         """Return what an owner has now, of what a `Quota` limits."""
         return self._account(owner).usage
 
+    def spent(self, owner: str) -> float:
+        """Return what all turns of an owner have cost, in US dollars, also in sessions gone by."""
+        return self._spending.of(owner)
+
     @asynccontextmanager
     async def monitor(self) -> AsyncGenerator[Monitor, None]:
         """Hear of sessions that go down or are restarted, while the context is open."""
@@ -593,9 +745,9 @@ class Supervisor:
     def _check(self, spec: SessionSpec, kind: SessionKind) -> None:
         """Refuse what could not be begun; nothing may be awaited between this and counting."""
         self._require_open()
-        for name in ("idle_timeout_s", "expiry_s"):
-            limit_s: float | None = getattr(spec, name)
-            if limit_s is not None and not limit_s > 0:
+        for name in ("idle_timeout_s", "expiry_s", "permission_timeout_s", "max_budget_usd"):
+            limit: float | None = getattr(spec, name)
+            if limit is not None and not limit > 0:
                 raise InvalidSpec(name, "must be greater than 0")
         self._agent.check(spec)
         self.check_admission(kind)
@@ -617,6 +769,7 @@ class Supervisor:
         kind: SessionKind,
         place: Place | None = None,
         hold: Hold | None = None,
+        fork: Fork | None = None,
     ) -> _Entry:
         conversation = kind is SessionKind.CONVERSATION
         # Counted before the first wait, so that many at once keep within the limits.
@@ -624,7 +777,7 @@ class Supervisor:
         admitted = asyncio.get_running_loop().create_future()
         self._admissions.add(admitted)
         try:
-            return await self._admit_counted(spec, owner, kind, place, hold)
+            return await self._admit_counted(spec, owner, kind, place, hold, fork)
         except BaseException:
             self._conversations -= conversation
             raise
@@ -639,8 +792,14 @@ class Supervisor:
         kind: SessionKind,
         place: Place | None,
         hold: Hold | None,
+        fork: Fork | None,
     ) -> _Entry:
-        entry = await self._make(spec, owner, kind, place, hold)
+        if fork is None:
+            record = await self._new(spec, owner, kind)
+            entry = await self._keep(record, place, hold, state=INITIAL)
+        else:
+            record = await self._copy(fork, spec)
+            entry = await self._keep(record, place, hold, state=State.HIBERNATED)
         try:
             self._refuse_when_draining()
         except Draining:
@@ -676,18 +835,26 @@ class Supervisor:
             if entry.place is not None:
                 entry.place.release()
 
-    async def _make(
-        self,
-        spec: SessionSpec,
-        owner: str,
-        kind: SessionKind,
-        place: Place | None,
-        hold: Hold | None,
-    ) -> _Entry:
+    def _uncount(self) -> None:
+        self._conversations -= 1
+
+    def _occupy(self, entry: _Entry, place: Place | None) -> None:
+        """Let a session that had failed count again, and be kept."""
+        session_id = entry.core.session_id
+        entry.place = place
+        entry.counts = True
+        self._conversations += entry.core.kind is SessionKind.CONVERSATION
+        if entry.forget is not None:
+            entry.forget.cancel()
+            entry.forget = None
+        self._ended.pop(session_id, None)
+
+    async def _new(self, spec: SessionSpec, owner: str, kind: SessionKind) -> SessionRecord:
+        """Return a new session that nobody knows yet; only its directory is there."""
         session_id = str(uuid4())
         private_cwd = await self._workspaces.allot(session_id) if spec.cwd is None else None
         now = self._clock.now()
-        record = SessionRecord(
+        return SessionRecord(
             session_id=session_id,
             owner=owner,
             kind=kind,
@@ -696,7 +863,118 @@ class Supervisor:
             private=private_cwd is not None,
             created_at=now,
             active_at=now,
+            title=spec.title,
+            metadata=spec.metadata,
         )
+
+    async def _copy(self, fork: Fork, spec: SessionSpec) -> SessionRecord:
+        """Return a new session with the context of another; nobody knows it yet."""
+        source = fork.source
+        async with kept_still(source):
+            anchor = await self._read(anchor_of(fork))
+            record = replace(
+                await self._new(spec, source.owner, source.kind),
+                has_context=True,
+                rules=source.rules,
+                forked_from=(source.session_id, fork.turn_id),
+            )
+            try:
+                if fork.copy_workspace:
+                    if has_ended(source):  # then its directory is not to be made again
+                        raise SessionClosed(source.session_id)
+                    await self._prepare(self._entries[source.session_id])
+                    await copy_files(
+                        Path(source.cwd),
+                        Path(record.cwd),
+                        max_bytes=self._config.max_copy_bytes,
+                        max_files=self._config.max_copy_files,
+                        draining=self._leaving.is_set,
+                    )
+            except BaseException:
+                await to_the_end(self._discard(record))
+                raise
+            return await self._copy_conversation(source, record, anchor)
+
+    async def _read(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Read something of the store for whoever asks.
+
+        Raises:
+            Unavailable: The store fails.
+        """
+        try:
+            async with asyncio.timeout(self._config.watchdogs.store_s):
+                return await reading
+        except (StoreError, TimeoutError) as error:
+            raise Unavailable from error
+
+    async def _copy_conversation(
+        self, source: SessionCore, record: SessionRecord, anchor: str | None
+    ) -> SessionRecord:
+        """Return a new session with what the agent knows of another, or leave nothing of it."""
+        assert isinstance(self._agent, Forks), "this was checked"
+        known = source.record()
+        assert known.agent_session_id is not None, "it has a context"
+        copying = asyncio.ensure_future(
+            self._agent.fork(
+                _fingerprint_of(known),
+                known.agent_session_id,
+                into=_fingerprint_of(record),
+                anchor=anchor,
+            )
+        )
+        try:
+            # Given up or cancelled, there may be a copy all the same.
+            await asyncio.wait({copying}, timeout=self._config.watchdogs.start_s)
+            if not copying.done():
+                raise Unavailable
+            copied = replace(record, agent_session_id=copying.result())
+            if has_ended(source):  # it may have been erased while it was copied
+                raise Draining if self._draining else SessionClosed(source.session_id)
+        except BaseException as error:
+            undoing = self._undo_copying(copying, record)
+            if copying.done():
+                await to_the_end(undoing)
+            else:
+                self._own(undoing, name=f"undo session {record.session_id}")
+            if isinstance(error, ResumeNotFound):
+                raise NothingToFork(source.session_id) from error
+            if isinstance(error, Exception) and not isinstance(error, Refused):
+                logger.exception(
+                    "session %s could not be forked",
+                    source.session_id,
+                    extra={"session_id": source.session_id},
+                )
+                raise Unavailable from error
+            raise
+        return copied
+
+    async def _undo_copying(self, copying: asyncio.Future[str], record: SessionRecord) -> None:
+        """Leave nothing of a copied conversation that nobody has."""
+        await asyncio.wait({copying})
+        if not copying.cancelled() and copying.exception() is None:
+            record = replace(record, agent_session_id=copying.result())
+        await self._discard(record)
+
+    async def _discard(self, record: SessionRecord) -> None:
+        """Leave nothing of a session that is not stored."""
+        try:
+            if record.private:
+                with suppress(OSError):  # it is in the log
+                    await self._workspaces.release(Path(record.cwd))
+            if isinstance(self._agent, Forgets) and record.agent_session_id is not None:
+                await self._agent.forget(_fingerprint_of(record), record.agent_session_id)
+        except AgentError:
+            logger.exception(
+                "the conversation of session %s, which nobody has, could not be erased",
+                record.session_id,
+                extra={"session_id": record.session_id},
+            )
+
+    async def _keep(
+        self, record: SessionRecord, place: Place | None, hold: Hold | None, *, state: State
+    ) -> _Entry:
+        """Store a new session, or leave nothing of it."""
+        session_id = record.session_id
         claims = () if hold is None else (hold.claim(session_id, None),)
         creating = asyncio.ensure_future(self._store.create(record, claims=claims))
         try:
@@ -717,7 +995,7 @@ class Supervisor:
                 logger.exception("a session could not be stored")
                 raise Unavailable from error
             raise
-        return self._entry(record, lease, place, state=INITIAL)
+        return self._entry(record, lease, place, state=state)
 
     async def _undo(self, creating: asyncio.Future[Lease], record: SessionRecord) -> None:
         """Leave nothing of a session that was not admitted."""
@@ -732,9 +1010,7 @@ class Supervisor:
                 extra={"session_id": record.session_id},
             )
         finally:
-            if record.private:
-                with suppress(OSError):  # it is in the log
-                    await self._workspaces.release(Path(record.cwd))
+            await self._discard(record)
 
     def _entry(
         self, record: SessionRecord, lease: Lease, place: Place | None, *, state: State
@@ -745,6 +1021,8 @@ class Supervisor:
             session_id=record.session_id,
             owner=record.owner,
             account=self._account(record.owner),
+            spending=self._spending,
+            pacing=self._pacing,
             kind=record.kind,
             spec=record.spec,
             cwd=record.cwd,
@@ -760,6 +1038,7 @@ class Supervisor:
                 total_cost_usd=record.total_cost_usd,
                 conversation_cost_usd=record.conversation_cost_usd,
             ),
+            requests=Requests(record.session_id, clock=self._clock),
             log=EventLog(
                 record.session_id,
                 self._store,
@@ -776,6 +1055,10 @@ class Supervisor:
             agent_session_id=record.agent_session_id,
             has_context=record.has_context,
             failure=record.failure,
+            title=record.title,
+            metadata=record.metadata,
+            rules=record.rules,
+            forked_from=record.forked_from,
             stored=record,
             deleted_at=record.deleted_at,
         )
@@ -784,13 +1067,13 @@ class Supervisor:
         )
 
     def _session(self, core: SessionCore, *, attached: bool = False) -> Session:
-        limit_s = self._config.turn_timeout_s
-        return Session(core, default_timeout_s=limit_s, attached=attached)
+        return Session(core, config=self._config, check=self._agent.check, attached=attached)
 
     async def _recover(self) -> None:
         """Go on with the sessions that the store has from before."""
         if isinstance(self._agent, Recovers):
             await self._agent.recover()
+        self._spending.restore(await self._store.spending())
         for found in await self._store.take_over():
             if isinstance(found, Damaged):
                 logger.error(
@@ -806,9 +1089,10 @@ class Supervisor:
             texts = [await text_left(self._store, turn) for turn in found.open_turns]
             counts = record.kind is SessionKind.CONVERSATION and record.state is State.HIBERNATED
             place = self._account(record.owner).take_session(None) if counts else None
-            # One that was closed with turns left open was cut off in the middle of that.
+            # One that was closed with something left open was cut off in the middle of that.
             closed = record.state is State.CLOSED
-            state = State.HIBERNATED if closed and found.open_turns else record.state
+            left_open = bool(found.open_turns or found.open_requests)
+            state = State.HIBERNATED if closed and left_open else record.state
             entry = self._entry(record, found.lease, place, state=state)
             entry.counts = counts
             self._conversations += counts
@@ -820,6 +1104,7 @@ class Supervisor:
             for turn, text in zip(found.open_turns, texts, strict=True):
                 turn_place = entry.core.account.take_turn(None)
                 entry.core.ledger.restore(turn, text=text, place=turn_place)
+            entry.core.requests.restore(found.open_requests)
             if closed:
                 entry.core.mailbox.offer_control(Close(reason=CloseReason.FAULT))
             self._own(self._run(entry), name=f"session {record.session_id}")
@@ -873,6 +1158,9 @@ class Supervisor:
                 )
             )
 
+        def on_retried(place: Place | None) -> None:
+            self._occupy(entry, place)
+
         def on_restart(notice: Restarted) -> None:
             self._tell(notice)
 
@@ -887,6 +1175,7 @@ class Supervisor:
             durable=self._store.durable,
             on_restart=on_restart,
             on_failed=on_failed,
+            on_retried=on_retried,
         )
         fault: ExceptionGroup | None = None
         try:
@@ -999,6 +1288,7 @@ class Supervisor:
         core.state = State.CLOSED
         core.failure = failure.message
         core.closed = Closed(reason=CloseReason.FAULT)
+        await self._settle_requests(core)
         for turn in core.ledger.unannounced():
             seq = core.log.next_seq
             result = turn.result or core.ledger.end(
@@ -1022,6 +1312,24 @@ class Supervisor:
             core.ledger.announce(turn, event)
         core.log.close()
         core.mailbox.shut(lambda: SessionClosed(core.session_id))
+
+    async def _settle_requests(self, core: SessionCore) -> None:
+        """Say of all that others know to wait for a human that it is lost."""
+        core.requests.restore(core.requests.shown)
+        lost = [core.requests.resolve(one, Resolution.LOST) for one in core.requests.open]
+        if not lost:
+            return
+        drafts = [(resolved_event(one), one.turn_id) for one in lost]
+        try:
+            await core.log.commit(*drafts, requests=core.requests.take_changed())
+        except Exception:  # the store's failure may be why we are here
+            logger.exception(
+                "what waited for a human could not be stored as lost",
+                extra={"session_id": core.session_id},
+            )
+            for body, turn_id in drafts:
+                core.log.publish(body, turn_id)
+        core.requests.show(lost)
 
     def _tell(self, notice: Notice) -> None:
         for monitor in self._monitors:
@@ -1055,6 +1363,8 @@ class Supervisor:
             self._own(self._forget_quietly(entry), name=f"forget {entry.core.session_id}")
 
     async def _forget_quietly(self, entry: _Entry) -> None:
+        if entry.counts:  # it was tried again meanwhile
+            return
         try:
             if not entry.core.ended.is_set():
                 await entry.session.close()
@@ -1102,3 +1412,7 @@ class Supervisor:
     async def _release(self, entry: _Entry) -> None:
         if entry.private_cwd is not None:
             await self._workspaces.release(entry.private_cwd)
+
+
+def _fingerprint_of(record: SessionRecord) -> Fingerprint:
+    return Fingerprint.of(record.spec, owner=record.owner, cwd=record.cwd, kind=record.kind)

@@ -25,6 +25,10 @@ class Timers:
         """Return whether `name` is still to fire."""
         return name in self._deadlines
 
+    def at(self, name: Hashable) -> float | None:
+        """Return when `name` is to fire, or None if it is not set."""
+        return self._deadlines.get(name)
+
     def next(self) -> tuple[Hashable, float] | None:
         """Return the earliest name and its time, or None without any."""
         if not self._deadlines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from session_supervisor.answer import Answer
@@ -20,6 +20,7 @@ from session_supervisor.results import (
     TurnRecord,
     TurnResult,
 )
+from session_supervisor.spec import Attachment, OnPermission
 
 
 class SecondEnd(Exception):
@@ -39,6 +40,11 @@ class Turn:
     first_seq: int
     timeout_s: float | None = None
     place: Place | None = None
+    attachments: tuple[Attachment, ...] = ()
+    command: bool = False
+    on_permission: OnPermission = "deny"
+    permission_timeout_s: float | None = None
+    budget_usd: float | None = None
     phase: Phase = Phase.QUEUED
     answer: Answer = field(default_factory=Answer)
     started_at: datetime | None = None
@@ -65,6 +71,11 @@ class Turn:
             accepted_time=0.0,
             first_seq=record.first_seq,
             timeout_s=record.timeout_s,
+            attachments=record.attachments,
+            command=record.command,
+            on_permission=record.on_permission,
+            permission_timeout_s=record.permission_timeout_s,
+            budget_usd=record.budget_usd,
             phase=record.phase,
             started_at=record.started_at,
             ended_at=record.ended_at,
@@ -100,6 +111,11 @@ class Turn:
             ended_at=self.ended_at if ended else None,
             result=self.result if ended else None,
             timeout_s=self.timeout_s,
+            attachments=self.attachments,
+            command=self.command,
+            on_permission=self.on_permission,
+            permission_timeout_s=self.permission_timeout_s,
+            budget_usd=self.budget_usd,
         )
 
 
@@ -192,6 +208,11 @@ class Ledger:
         prompt: str,
         first_seq: int,
         timeout_s: float | None = None,
+        on_permission: OnPermission = "deny",
+        permission_timeout_s: float | None = None,
+        attachments: tuple[Attachment, ...] = (),
+        command: bool = False,
+        budget_usd: float | None = None,
         place: Place | None = None,
     ) -> Turn:
         """Enter a turn.
@@ -202,6 +223,11 @@ class Ledger:
             prompt: What was asked.
             first_seq: Number that its first event will have.
             timeout_s: Seconds after which it is given up; None never.
+            on_permission: What happens to tool calls that need a permission.
+            permission_timeout_s: Seconds that a human has to answer; None: any time.
+            attachments: What goes with the prompt.
+            command: Whether the prompt is a command to the agent itself.
+            budget_usd: What its owner may spend, in US dollars; None: any amount.
             place: Given back when its end is announced.
         """
         turn = Turn(
@@ -214,6 +240,11 @@ class Ledger:
             first_seq=first_seq,
             timeout_s=timeout_s,
             place=place,
+            attachments=attachments,
+            command=command,
+            on_permission=on_permission,
+            permission_timeout_s=permission_timeout_s,
+            budget_usd=budget_usd,
         )
         self._turns[turn_id] = self._changed[turn_id] = turn
         return turn
@@ -270,6 +301,8 @@ class Ledger:
         started = now if turn.started_time is None else turn.started_time
         first_text = turn.first_text_time
         turn.phase = Phase.ENDED
+        # Nobody needs them again, and they are large.
+        turn.attachments = tuple(replace(one, data="") for one in turn.attachments)
         self._changed[turn.turn_id] = turn
         turn.last_seq = last_seq
         turn.ended_at = self._clock.now()
@@ -323,8 +356,11 @@ class Ledger:
         """Return what the turn that just ended has cost.
 
         Args:
-            conversation_cost_usd: What the agent says the conversation has cost so far.
+            conversation_cost_usd: What the agent says the conversation has cost so far; zero if it
+                has not said yet.
         """
+        if not conversation_cost_usd:
+            return 0.0
         cost = conversation_cost_usd - self.conversation_cost_usd
         # A conversation that began anew counts from zero again.
         cost = conversation_cost_usd if cost < 0 else cost

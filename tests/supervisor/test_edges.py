@@ -137,7 +137,7 @@ async def test_an_interrupt_does_not_overtake_a_prompt_in_a_full_pipe() -> None:
         assert (process.sent, process.interrupts) == ([], 0)
         await asyncio.sleep(0.2)
         assert process.interrupts == 1
-        process.answer(turn.turn_id, "so far", interrupted=True)
+        process.say_turn(turn.turn_id, "so far", interrupted=True)
         assert (await interrupting).outcome is InterruptOutcome.INTERRUPTED
 
 
@@ -151,7 +151,7 @@ async def test_each_interrupt_reports_its_own_turns() -> None:
         interrupting = start(session.interrupt(turn_id=first.turn_id))
         await asyncio.sleep(0.1)
         assert (await session.interrupt(turn_id=second.turn_id)).turn_ids == (second.turn_id,)
-        agent.processes[0].answer(first.turn_id, "done all the same")
+        agent.processes[0].say_turn(first.turn_id, "done all the same")
         answer = await interrupting
         assert (answer.outcome, answer.turn_ids) == (InterruptOutcome.NOTHING_RUNNING, ())
 
@@ -185,9 +185,9 @@ async def test_a_prompt_that_was_given_up_does_not_answer_for_the_next() -> None
         process.say(TurnBegan(), TurnEnded(interrupted=True))
         await asyncio.sleep(0.01)
         assert [prompt.text for prompt in process.sent] == ["old"]
-        process.answer(old.turn_id, "the old answer", interrupted=True)
+        process.say_turn(old.turn_id, "the old answer", interrupted=True)
         await asyncio.sleep(0.01)
-        process.answer(new.turn_id, "the new answer")
+        process.say_turn(new.turn_id, "the new answer")
         assert (await new.wait()).text == "the new answer"
 
 
@@ -284,7 +284,7 @@ async def test_nothing_is_handed_to_a_process_that_is_being_removed() -> None:
         turn = await session.query("x")
         await asyncio.sleep(5)
         assert agent.processes[0].sent == []
-        agent.processes[1].answer(turn.turn_id, "hello")
+        agent.processes[1].say_turn(turn.turn_id, "hello")
         assert (await turn.result()).text == "hello"
 
 
@@ -300,9 +300,9 @@ async def test_a_prompt_that_a_dying_process_did_not_take_is_not_lost() -> None:
         await asyncio.sleep(0.1)
         process.die()
         await asyncio.sleep(5)
-        agent.processes[1].answer(first.turn_id, "hello")
+        agent.processes[1].say_turn(first.turn_id, "hello")
         await asyncio.sleep(0.1)
-        agent.processes[1].answer(second.turn_id, "again")
+        agent.processes[1].say_turn(second.turn_id, "again")
         assert [(await turn.result()).text for turn in (first, second)] == ["hello", "again"]
         assert [prompt.text for prompt in agent.processes[1].sent] == ["a", "b"]
 

@@ -51,7 +51,7 @@ async def test_an_agent_waits_for_a_store_that_does_not_keep_up_and_loses_nothin
         # And it is read on as before.
         again = await session.query("y")
         await asyncio.sleep(0.1)
-        agent.processes[0].answer(again.turn_id, "hello")
+        agent.processes[0].say_turn(again.turn_id, "hello")
         assert (await again.result()).text == "hello"
 
 

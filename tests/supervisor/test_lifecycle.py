@@ -1,7 +1,6 @@
 import pytest
 
 from session_supervisor.lifecycle import (
-    ACTIVE,
     INITIAL,
     TRANSITIONS,
     IllegalTransition,
@@ -44,7 +43,20 @@ def test_a_session_can_be_closed_in_every_state(state: State) -> None:
 def test_there_is_no_way_back_from_the_end() -> None:
     assert not TRANSITIONS[State.CLOSED]
     assert _reachable(State.CLOSING) == {State.CLOSING, State.CLOSED}
-    assert not _reachable(State.FAILED) & ACTIVE
+
+
+def test_a_session_that_failed_works_again_only_if_somebody_wants_that() -> None:
+    assert set(TRANSITIONS[State.FAILED]) == {Trigger.RETRY, Trigger.CLOSE}
+    assert advance(State.FAILED, Trigger.RETRY) is State.STARTING
+
+
+def test_only_a_running_turn_waits_for_a_human_and_goes_on_after_it() -> None:
+    to = [state for state, row in TRANSITIONS.items() if State.WAITING in row.values()]
+    assert to == [State.RUNNING]
+    assert advance(State.WAITING, Trigger.ANSWERED) is State.RUNNING
+    assert set(TRANSITIONS[State.WAITING]) - {Trigger.ANSWERED} == (
+        set(TRANSITIONS[State.RUNNING]) - {Trigger.ASKED}
+    )
 
 
 def test_a_step_that_is_not_in_the_table_is_refused() -> None:

@@ -43,7 +43,7 @@ class MailboxMachine(RuleBasedStateMachine):
         self.rings += 1
 
     @rule(kind=st.sampled_from([Interrupt, Inspect, Close]))
-    def offer_control(self, kind: type[Control]) -> None:
+    def offer_control(self, kind: type[Interrupt | Inspect | Close]) -> None:
         message = kind()
         if len(self.model.control) >= MAX_CONTROL:
             with pytest.raises(MailboxFull):
@@ -130,6 +130,18 @@ class MailboxMachine(RuleBasedStateMachine):
             self.model.outside.append(chosen)
         else:
             assert taken is None, "a message that was not acknowledged cannot be withdrawn"
+
+    @rule(data=st.data())
+    def prefer(self, data: st.DataObject) -> None:
+        waiting = [*self.model.acknowledged, *self.model.new]
+        if not waiting:
+            self.mailbox.prefer("nobody")
+            return
+        chosen = data.draw(st.sampled_from(waiting))
+        self.mailbox.prefer(chosen.key)
+        if chosen in self.model.acknowledged:
+            self.model.acknowledged.remove(chosen)
+            self.model.acknowledged.insert(0, chosen)
 
     @precondition(lambda self: self.model.outside)
     @rule()

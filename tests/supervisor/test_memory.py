@@ -52,12 +52,12 @@ class Room(RuleBasedStateMachine):
     def used(self) -> int:
         return sum(self.sizes.get(one, 2) for one in self.holding)
 
-    @rule()
-    def want(self) -> None:
+    @rule(owner=st.sampled_from("abc"))
+    def want(self, owner: str) -> None:
         self.names += 1
-        name = f"s{self.names}"
+        name = f"{owner}{self.names}"
         before = len(self.holding), self.used()
-        self.wanting[name] = self.world.start(self.slots.take(name))
+        self.wanting[name] = self.world.start(self.slots.take(name, owner=owner))
         self.world.settle()
         if self.wanting[name].done():
             assert before[0] < self.bound

@@ -97,9 +97,9 @@ async def test_an_interrupt_spares_what_waits_behind_a_turn_that_was_given_up() 
         assert (await old.wait()).outcome is Outcome.FAILED
         answer = await session.interrupt()
         assert (answer.outcome, answer.turn_ids) == (InterruptOutcome.NOTHING_RUNNING, ())
-        process.answer(old.turn_id, "", interrupted=True)
+        process.say_turn(old.turn_id, "", interrupted=True)
         await asyncio.sleep(0.1)
-        process.answer(new.turn_id, "the new answer")
+        process.say_turn(new.turn_id, "the new answer")
         assert (await new.result()).text == "the new answer"
 
 
@@ -160,7 +160,7 @@ async def test_a_query_lets_the_agent_begin_turns_by_itself_again() -> None:
             await asyncio.sleep(0.1)
             turn = await session.query("go on")
             await asyncio.sleep(0.1)
-            process.answer(turn.turn_id, "")
+            process.say_turn(turn.turn_id, "")
             await turn.result()
         results = [record.result for record in (await session.turns())]
         assert [result.outcome for result in results if result] == [Outcome.COMPLETED] * 9

@@ -10,6 +10,7 @@ from session_supervisor import (
     CloseReason,
     Down,
     InterruptOutcome,
+    OnBusy,
     Origin,
     Outcome,
     Restarted,
@@ -21,7 +22,7 @@ from session_supervisor import (
     Supervisor,
     Watchdogs,
 )
-from session_supervisor.agents.port import TextWithdrawn, UpstreamRetry
+from session_supervisor.agents.port import TextWithdrawn, ThinkingDelta, UpstreamRetry
 from session_supervisor.agents.scripted import (
     BeginAlone,
     Crash,
@@ -53,7 +54,17 @@ from session_supervisor.errors import (
     TurnFailed,
     TurnNotFound,
 )
-from session_supervisor.events import Discard, Done, Result, Retrying, Status, Text, ToolUse, Turn
+from session_supervisor.events import (
+    Discard,
+    Done,
+    Result,
+    Retrying,
+    Status,
+    Text,
+    Thinking,
+    ToolUse,
+    Turn,
+)
 from tests.support.sessions import bodies, check_log, supervising, text_of
 from tests.support.virtual_time import virtual
 
@@ -150,6 +161,15 @@ async def test_tools_and_retries_are_in_the_stream() -> None:
     assert (use.name, use.input) == ("Bash", {"command": "ls"})
     (retry,) = [body for body in said if isinstance(body, Retrying)]
     assert (retry.attempt, retry.delay_ms, retry.status) == (1, 500, 529)
+
+
+@pytest.mark.parametrize(("thinking", "told"), [(None, True), (True, True), (False, False)])
+@virtual()
+async def test_thinking_is_told_unless_nobody_wants_it(thinking: bool | None, told: bool) -> None:
+    async with supervising(agent_with(think=[ThinkingDelta("hm"), Say("done")])) as supervisor:
+        turn = await supervisor.query("think", SessionSpec(thinking=thinking))
+        said = [event.body async for event in turn]
+    assert any(isinstance(body, Thinking) for body in said) == told
 
 
 @virtual()
@@ -666,7 +686,7 @@ async def test_a_full_lane_refuses_and_says_when_to_come_back() -> None:
             await session.query("slow")
         assert caught.value.retry_after
         with pytest.raises(Busy):
-            await session.query("slow", queue=False)
+            await session.query("slow", on_busy=OnBusy.REJECT)
         for turn in turns:
             await turn.result()
 

@@ -10,6 +10,8 @@ are gone. The next one takes over. What must hold in the end:
 * what a reader has had, reconnecting after each kill, less what was withdrawn is the answer, or a
   gap told it that something is missing;
 * a conversation is never in two processes, and no prompt is run twice;
+* a request to a human that was shown has exactly one recorded resolution, which is the one that all
+  were told, and the agent at most once, and only when it was stored;
 * nothing is left counted, and no process is left.
 """
 
@@ -26,6 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from session_supervisor import RestartPolicy, Session, State, Supervisor, TurnResult, Watchdogs
 from session_supervisor.agents.scripted import (
+    AskQuestions,
     BeginAlone,
     Conversation,
     Crash,
@@ -33,18 +36,20 @@ from session_supervisor.agents.scripted import (
     Manners,
     Pause,
     Say,
-    ScriptedAgent,
     Step,
     UseTool,
 )
+from session_supervisor.asks import Deny, Request
 from session_supervisor.claims import ClaimKey
-from session_supervisor.errors import Refused
+from session_supervisor.errors import Refused, RequestOver
 from session_supervisor.events import Event, Gap
+from session_supervisor.messages import OnBusy
 from session_supervisor.quotas import Usage
 from session_supervisor.results import Outcome
 from session_supervisor.spec import LOCAL_OWNER, Prompt
 from tests.supervisor.test_recovery import KeptDirectories
-from tests.support.sessions import supervisor_of, text_of
+from tests.support.asking import COLOUR, WatchedAgent, decision_on, offer, resolutions_of
+from tests.support.sessions import at_once, supervisor_of, text_of
 from tests.support.stores import HardStore
 from tests.support.virtual_time import VirtualWorld
 
@@ -54,6 +59,9 @@ SCRIPTS: dict[str, list[Step]] = {
     "tool": [Say("first"), UseTool("Bash", seconds=2.0), Say("done")],
     "crash": [Say("last words", confirmed=False), Pause(0.5), Crash()],
     "hang": [Say("I", confirmed=False), Hang()],
+    "ask": [Say("may I?"), UseTool("Bash", asks=True, seconds=0.5), Say("done")],
+    "question": [AskQuestions((COLOUR,)), Say("done")],
+    "asking_job": [BeginAlone(1.0, [UseTool("Bash", asks=True), Say("oh")]), Say("started")],
     "job": [BeginAlone(1.0, [Say("by itself", deltas=2, every_s=0.4)]), Say("started")],
 }
 
@@ -61,7 +69,7 @@ LONG_S = 3_000.0
 
 
 class Reader:
-    """Somebody who reads a session's events, and comes back after each kill."""
+    """Somebody who reads a session's events, and comes back after each kill and each silence."""
 
     def __init__(self) -> None:
         self.seen: list[Event] = []
@@ -69,12 +77,17 @@ class Reader:
         self.task: asyncio.Task[None] | None = None
 
     async def read(self, session: Session) -> None:
-        cursor = session.events(self.after)
-        while batch := await cursor.read():
-            for event in batch:
-                assert event.seq > self.after, "a number came twice, or backwards"
-                self.seen.append(event)
-                self.after = event.seq
+        silent = True
+        while silent:
+            cursor = session.events(self.after)
+            while batch := await cursor.read():
+                for event in batch:
+                    assert event.seq > self.after, "a number came twice, or backwards"
+                    self.seen.append(event)
+                    self.after = event.seq
+            silent = cursor.stalled
+            if silent:
+                await asyncio.sleep(1.0)
 
 
 class TakeOver(RuleBasedStateMachine):
@@ -88,6 +101,7 @@ class TakeOver(RuleBasedStateMachine):
         answer_s=st.sampled_from([0.0, 0.02, 0.3]),
         stop_s=st.sampled_from([0.0, 0.5]),
         pickup_s=st.sampled_from([0.0, 0.2]),
+        permission_timeout_s=st.sampled_from([None, 2.0]),
     )
     def open(
         self,
@@ -97,15 +111,20 @@ class TakeOver(RuleBasedStateMachine):
         answer_s: float,
         stop_s: float,
         pickup_s: float,
+        permission_timeout_s: float | None,
     ) -> None:
         self.world = VirtualWorld()
         self.store = HardStore(append_s=append_s, durable=True)
         self.store.answer_s = answer_s
         self.ran = Counter[str]()
-        self.agent = ScriptedAgent(self.script, manners=Manners(stop_s=stop_s, pickup_s=pickup_s))
+        self.agent = WatchedAgent(
+            self.script, store=self.store, manners=Manners(stop_s=stop_s, pickup_s=pickup_s)
+        )
         self.directories = KeptDirectories()
         self.config: dict[str, Any] = {
             "max_live": max_live,
+            "on_permission": "ask",
+            "permission_timeout_s": permission_timeout_s,
             "idle_timeout_s": idle_timeout_s,
             "max_queued": 3,
             "max_agent_turns": 2,
@@ -116,6 +135,7 @@ class TakeOver(RuleBasedStateMachine):
         }
         self.acknowledged: dict[str, tuple[str, str]] = {}
         self.told: dict[str, TurnResult] = {}
+        self.decided: dict[str, Request] = {}
         self.interrupted: set[str] = set()
         self.closed: set[str] = set()
         self.known: dict[tuple[str, int], Event] = {}
@@ -221,6 +241,61 @@ class TakeOver(RuleBasedStateMachine):
 
         self.call(ask())
 
+    @rule(
+        index=st.integers(0, 3),
+        prompt=st.sampled_from(["ask", "question", "say"]),
+        on_busy=st.sampled_from([OnBusy.QUEUE, OnBusy.INTERRUPT]),
+        permission_timeout_s=st.sampled_from([None, 1.0]),
+    )
+    def query_to_be_asked(
+        self, index: int, prompt: str, on_busy: OnBusy, permission_timeout_s: float | None
+    ) -> None:
+        session = self.pick(index)
+        if session is None:
+            return
+
+        async def ask() -> None:
+            turn = await offer(
+                session,
+                prompt,
+                on_busy=on_busy,
+                on_permission="ask",
+                permission_timeout_s=permission_timeout_s,
+            )
+            self.acknowledged[turn.turn_id] = session.session_id, prompt
+            self.told[turn.turn_id] = await turn.wait()
+
+        self.call(ask())
+
+    @rule(
+        index=st.integers(0, 3),
+        number=st.integers(0, 9),
+        what=st.sampled_from(["favour", "deny", "end"]),
+        hops=st.integers(0, 5),
+    )
+    def decide(self, index: int, number: int, what: str, hops: int) -> None:
+        session = self.pick(index)
+        if session is None:
+            return
+        requests = at_once(session.requests(pending=True)) or at_once(session.requests())
+        if not requests:
+            return
+        request = requests[number % len(requests)]
+
+        async def decide() -> None:
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            try:
+                decided = await session.decide(request.request_id, decision_on(request, what))
+            except RequestOver as error:
+                decided = error.request
+            else:
+                assert request.request_id not in self.decided, "two were told that theirs counts"
+            assert decided.resolution is not None
+            assert self.decided.setdefault(request.request_id, decided) == decided
+
+        self.call(decide())
+
     @rule(index=st.integers(0, 3), queued=st.booleans())
     def interrupt(self, index: int, queued: bool) -> None:
         if session := self.pick(index):
@@ -291,6 +366,11 @@ class TakeOver(RuleBasedStateMachine):
         assert self.agent.live <= self.config["max_live"]
         twice = [turn_id for turn_id, times in self.ran.items() if times > 1]
         assert not twice, "a prompt was run twice"
+        self.agent.check_told()
+        for session_id in self.readers:
+            for request in at_once(self.store.requests(session_id)):
+                if request.request_id in self.decided:
+                    assert request == self.decided[request.request_id], "its end has changed"
         for session_id, reader in self.readers.items():
             for event in reader.seen:
                 if not isinstance(event.body, Gap):
@@ -303,7 +383,9 @@ class TakeOver(RuleBasedStateMachine):
         try:
             with self.world:
                 self.store.bad_appends = 0
-                self.world.advance(LONG_S)
+                for _ in range(20):
+                    self.world.advance(LONG_S / 20)
+                    self.answer_everything()
                 self.check_everything()
                 for session_id in self.sessions:
                     if session_id not in self.closed:
@@ -315,6 +397,13 @@ class TakeOver(RuleBasedStateMachine):
                 assert self.agent.live == 0
         finally:
             del self.world
+
+    def answer_everything(self) -> None:
+        for session_id in self.sessions:
+            if session_id not in self.closed:
+                session = self.supervisor.get(session_id)
+                for request in at_once(session.requests(pending=True)):
+                    self.world.run(session.decide(request.request_id, Deny()))
 
     def check_everything(self) -> None:
         usage = self.supervisor.usage(LOCAL_OWNER)
@@ -337,6 +426,11 @@ class TakeOver(RuleBasedStateMachine):
         for event in log:
             if not isinstance(event.body, Gap):
                 assert self.known.setdefault((session_id, event.seq), event) == event
+        said = resolutions_of(log)
+        for request in await session.requests():
+            assert request.resolution is not None, "somebody waits for ever"
+            assert said.pop(request.request_id) == [request.resolution]
+        assert not said
         seen = self.readers[session_id].seen
         for record in await session.turns():
             assert record.result is not None

@@ -9,6 +9,7 @@ from contextlib import suppress
 from session_supervisor.agents.port import (
     AgentMessage,
     Binding,
+    ContextUsage,
     Exit,
     Fingerprint,
     TextBlock,
@@ -16,8 +17,9 @@ from session_supervisor.agents.port import (
     TurnBegan,
     TurnEnded,
 )
+from session_supervisor.asks import Decision
 from session_supervisor.errors import AgentGone
-from session_supervisor.spec import Prompt, SessionSpec
+from session_supervisor.spec import PermissionMode, Prompt, SessionSpec
 
 
 class ManualProcess:
@@ -30,6 +32,10 @@ class ManualProcess:
         self.pid: int | None = agent.pid
         self.sent: list[Prompt] = []
         self.interrupts = 0
+        self.answered: list[tuple[str, Decision]] = []
+        self.told: list[str] = []
+        """All that it was sent, in order."""
+        self.configured: list[tuple[str | None, PermissionMode | None]] = []
         self.grown = Tree()
         self.before_send: Callable[[], Awaitable[None]] | None = None
 
@@ -49,7 +55,7 @@ class ManualProcess:
         for message in messages:
             self._said.put_nowait(message)
 
-    def answer(self, turn_id: str, text: str, *, interrupted: bool = False) -> None:
+    def say_turn(self, turn_id: str, text: str, *, interrupted: bool = False) -> None:
         """Say a whole turn."""
         ids = (turn_id,)
         self.say(
@@ -67,10 +73,32 @@ class ManualProcess:
             await self.before_send()
         self._refuse_the_dead()
         self.sent.append(prompt)
+        self.told.append("prompt")
 
     async def interrupt(self) -> None:
         self._refuse_the_dead()
         self.interrupts += 1
+        self.told.append("interrupt")
+
+    async def answer(self, request_id: str, decision: Decision) -> None:
+        self._refuse_the_dead()
+        self.answered.append((request_id, decision))
+        self.told.append("answer")
+
+    async def configure(
+        self, *, model: str | None = None, permission_mode: PermissionMode | None = None
+    ) -> None:
+        self._refuse_the_dead()
+        if self._agent.configure_error is not None:
+            raise self._agent.configure_error
+        await asyncio.sleep(self._agent.configure_s)
+        self.configured.append((model, permission_mode))
+        self.told.append("configuration")
+
+    async def context(self) -> ContextUsage | None:
+        self._refuse_the_dead()
+        await asyncio.sleep(self._agent.context_s)
+        return ContextUsage(tokens=1_000, max_tokens=200_000)
 
     async def probe(self) -> None:
         self._refuse_the_dead()
@@ -114,6 +142,10 @@ class ManualAgent:
         probe_s: Seconds that a probe takes to arrive, and its answer once all has been read that
             was said before.
         probe_error: What probes raise.
+        configure_error: What changing something raises.
+        configure_s: Seconds that it takes.
+        context_s: Seconds that it takes to say how full the context is.
+        fingerprints: What processes were started with.
     """
 
     def __init__(self) -> None:
@@ -127,6 +159,10 @@ class ManualAgent:
         self.spawn_s = 0.0
         self.probe_s = 0.0
         self.probe_error: Exception | None = None
+        self.configure_error: Exception | None = None
+        self.configure_s = 0.0
+        self.context_s = 0.0
+        self.fingerprints: list[Fingerprint] = []
 
     def check(self, spec: SessionSpec) -> None:
         pass
@@ -140,6 +176,7 @@ class ManualAgent:
             raise self.spawn_error
         if resume is not None and self.resume_error is not None:
             raise self.resume_error
+        self.fingerprints.append(fingerprint)
         process = ManualProcess(self)
         self.processes.append(process)
         return process

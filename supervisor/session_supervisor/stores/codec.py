@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Discriminator, TypeAdapter
 
+from session_supervisor.asks import Request
 from session_supervisor.errors import Spoiled
 from session_supervisor.events import Body, Event, Text, Thinking, weight
 from session_supervisor.results import TurnRecord
@@ -29,6 +30,7 @@ _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Discriminator("type")])
 _sessions = TypeAdapter(SessionRecord)
 _turns = TypeAdapter(TurnRecord)
 _claims = TypeAdapter(Claim)
+_requests = TypeAdapter(Request)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -78,6 +80,20 @@ def decode_claim(raw: bytes) -> Claim:
         Spoiled: Nothing like it was.
     """
     return _decoded(raw, "A key for work", lambda fields: _claims.validate_python(fields))
+
+
+def encode_request(record: Request) -> bytes:
+    """Return a request as JSON."""
+    return _dumped(_requests.dump_python(record, mode="json"))
+
+
+def decode_request(raw: bytes) -> Request:
+    """Return the request that was encoded.
+
+    Raises:
+        Spoiled: Nothing like it was.
+    """
+    return _decoded(raw, "A request", lambda fields: _requests.validate_python(fields))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from session_supervisor.asks import Request, weight
 from session_supervisor.config import Retention
 from session_supervisor.errors import (
     AlreadyExists,
@@ -30,6 +31,9 @@ class _Kept:
     last_seq: int = 0
     reserved_seq: int = 0
     turns: dict[str, TurnRecord] = field(default_factory=dict[str, TurnRecord])
+    requests: dict[str, Request] = field(default_factory=dict[str, Request])
+    weights: dict[str, int] = field(default_factory=dict[str, int])
+    """Of the requests that are over."""
 
 
 def _size_of(kept: _Kept) -> int:
@@ -48,6 +52,7 @@ class MemoryStore:
         self._retention = retention or Retention()
         self._kept: dict[str, _Kept] = {}
         self._claims: dict[tuple[str, str], Claim] = {}
+        self._spent: dict[str, float] = {}
 
     @property
     def durable(self) -> bool:
@@ -95,9 +100,16 @@ class MemoryStore:
         kept.reserved_seq = kept.last_seq + batch.reserve
         self._trim_events(kept)
         if batch.session is not None:
+            self._spend(batch.session, batch.session.total_cost_usd - kept.record.total_cost_usd)
             kept.record = batch.session
         kept.turns.update((turn.turn_id, turn) for turn in batch.turns)
         self._trim_turns(kept)
+        for request in batch.requests:
+            kept.requests[request.request_id] = request
+            if request.resolution is not None:
+                kept.weights[request.request_id] = weight(request)
+        if batch.requests:
+            self._trim_requests(kept)
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[Event]:
         """See `Store.read`."""
@@ -112,6 +124,7 @@ class MemoryStore:
                 session=kept.record,
                 lease=await self.acquire(session_id),
                 open_turns=[turn for turn in kept.turns.values() if turn.phase is not Phase.ENDED],
+                open_requests=[one for one in kept.requests.values() if one.resolution is None],
             )
             for session_id, kept in self._kept.items()
         ]
@@ -137,10 +150,24 @@ class MemoryStore:
         found = [(seq, turn) for seq, turn in ends if seq is not None and seq > after]
         return [turn for _, turn in sorted(found, key=lambda one: one[0])[:limit]]
 
+    async def requests(self, session_id: str) -> Sequence[Request]:
+        """See `Store.requests`."""
+        kept = self._kept.get(session_id)
+        return [] if kept is None else list(kept.requests.values())
+
+    async def request(self, session_id: str, request_id: str) -> Request | None:
+        """See `Store.request`."""
+        kept = self._kept.get(session_id)
+        return None if kept is None else kept.requests.get(request_id)
+
     async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
         """See `Store.claim`."""
         claim = self._claims.get((owner, key))
         return None if claim is None or claim.expires_at <= now else claim
+
+    async def spending(self) -> Mapping[str, float]:
+        """See `Store.spending`."""
+        return dict(self._spent)
 
     async def erase(self, session_id: str, *, claims: bool = False) -> None:
         """See `Store.erase`."""
@@ -190,6 +217,17 @@ class MemoryStore:
             if newer and (newer >= self._retention.turns or total > self._retention.turn_bytes):
                 del kept.turns[turn.turn_id]
 
+    def _trim_requests(self, kept: _Kept) -> None:
+        """Drop the oldest requests that are over and too many."""
+        over = [request_id for request_id in kept.requests if request_id in kept.weights]
+        total = 0
+        for newer, request_id in enumerate(reversed(over)):
+            total += kept.weights[request_id]
+            if newer and (
+                newer >= self._retention.requests or total > self._retention.request_bytes
+            ):
+                del kept.requests[request_id], kept.weights[request_id]
+
     def _drop_oldest(self, kept: _Kept, *, until: datetime, turns: int | None = None) -> int:
         """Drop the oldest that ended by a time; return how much that was.
 
@@ -207,6 +245,9 @@ class MemoryStore:
         through = 0
         for turn in old[:turns]:
             del kept.turns[turn.turn_id]
+            for request in [one for one in kept.requests.values() if one.turn_id == turn.turn_id]:
+                del kept.requests[request.request_id]
+                kept.weights.pop(request.request_id, None)
             through = max(through, turn.last_seq or 0)
         if turns is None or not old:
             for window in kept.windows:
@@ -220,6 +261,10 @@ class MemoryStore:
             del kept.windows[0]
         kept.windows[0].drop(through)
         return before - _size_of(kept)
+
+    def _spend(self, session: SessionRecord, usd: float) -> None:
+        if usd > 0:
+            self._spent[session.owner] = round(self._spent.get(session.owner, 0.0) + usd, 9)
 
     def _check_claims(self, claims: Sequence[Claim]) -> None:
         for claim in claims:

@@ -12,10 +12,11 @@ reserved, showed to readers and never stored is lost with it, and the next write
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from session_supervisor.asks import Request
 from session_supervisor.events import Event
 from session_supervisor.results import TurnRecord
 from session_supervisor.stores.records import (
@@ -121,6 +122,14 @@ class Store(Protocol):
         """
         ...
 
+    async def requests(self, session_id: str) -> Sequence[Request]:
+        """Return everything of a session that needed a human and is kept; oldest first."""
+        ...
+
+    async def request(self, session_id: str, request_id: str) -> Request | None:
+        """Return a request, or None if there is none, or it is no longer kept."""
+        ...
+
     async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
         """Return what an owner's key stands for, or None if it stands for nothing (any more).
 
@@ -128,6 +137,13 @@ class Store(Protocol):
             owner: Whose key.
             key: What the caller named its work.
             now: Claims that expired by then are void.
+        """
+        ...
+
+    async def spending(self) -> Mapping[str, float]:
+        """Return what all sessions of each owner have cost, in US dollars, those erased included.
+
+        It is what their `total_cost_usd` has grown by, from one commit to the next.
         """
         ...
 

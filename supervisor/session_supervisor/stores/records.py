@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from session_supervisor.asks import Request, Rule
 from session_supervisor.events import Event
 from session_supervisor.lifecycle import State
 from session_supervisor.results import TurnRecord
@@ -34,6 +35,8 @@ class SessionRecord:
             baseline from which the next turn counts.
         title: What its owner calls it.
         metadata: What its owner notes about it.
+        rules: Tool calls that need no further permission in it.
+        forked_from: The session and the turn whose context it began with.
         deleted_at: When its owner closed it, UTC, if that has happened and it is still to be read.
     """
 
@@ -53,6 +56,8 @@ class SessionRecord:
     conversation_cost_usd: float = 0.0
     title: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    rules: tuple[Rule, ...] = ()
+    forked_from: tuple[str, str | None] | None = None
     deleted_at: datetime | None = None
 
 
@@ -88,6 +93,7 @@ class Batch:
         turns: Turns that are new or have changed.
         session: The session, if it has changed.
         claims: Keys for work that this batch begins.
+        requests: What needs a human, new or changed.
         reserve: How many event numbers after the last of `events` the writer may show to readers
             before it commits again. They are never given to other events, whatever happens.
     """
@@ -96,6 +102,7 @@ class Batch:
     turns: Sequence[TurnRecord] = ()
     session: SessionRecord | None = None
     claims: Sequence[Claim] = ()
+    requests: Sequence[Request] = ()
     reserve: int = 0
 
 
@@ -121,11 +128,13 @@ class Found:
         session: As it was stored last.
         lease: To go on with it.
         open_turns: Its turns that have not ended, oldest first.
+        open_requests: What waits for a human, oldest first.
     """
 
     session: SessionRecord
     lease: Lease
     open_turns: Sequence[TurnRecord] = ()
+    open_requests: Sequence[Request] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from session_supervisor.asks import (
+    Allow,
+    Answers,
+    Choice,
+    Decision,
+    Deny,
+    Question,
+    Request,
+    RequestKind,
+    Resolution,
+    Rule,
+)
 from session_supervisor.config import Retention
 from session_supervisor.errors import (
     AlreadyExists,
@@ -19,7 +31,7 @@ from session_supervisor.errors import (
 from session_supervisor.events import Body, Discard, Done, Event, Result, Text, Thinking, ToolResult
 from session_supervisor.lifecycle import State
 from session_supervisor.results import Accounting, Origin, Outcome, Phase, TurnRecord, TurnResult
-from session_supervisor.spec import SessionKind, SessionSpec
+from session_supervisor.spec import Attachment, SessionKind, SessionSpec
 from session_supervisor.stores.port import Store
 from session_supervisor.stores.records import Batch, Claim, Found, SessionRecord
 
@@ -77,6 +89,27 @@ def claim(key: str, *, owner: str = "alice", session_id: str = "a", hour: int = 
         turn_id="t",
         claimed_at=at,
         expires_at=at + timedelta(hours=24),
+    )
+
+
+def request(
+    request_id: str, decision: Decision | None = None, resolution: Resolution | None = None
+) -> Request:
+    return Request(
+        request_id=request_id,
+        session_id="a",
+        turn_id="t",
+        kind=RequestKind.QUESTION,
+        tool="AskUserQuestion",
+        tool_use_id="u",
+        input={"deep": [1.5, None, "\ud83d"]},
+        suggestions=(Rule(tool="Bash", content="make"), Rule(tool="Read")),
+        questions=(Question(question="why?", options=(Choice(label="so"),), multi_select=True),),
+        asked_at=AT,
+        expires_at=AT + timedelta(seconds=0.5),
+        resolution=resolution,
+        decision=decision,
+        resolved_at=None if resolution is None else AT,
     )
 
 
@@ -272,6 +305,70 @@ class StoreConformance:
         assert list(await store.turns("a")) == []
         assert await store.claim("alice", "k", now=AT) is None
 
+    async def test_what_goes_with_a_prompt_comes_back_with_it(self, store: Store) -> None:
+        asked = replace(
+            turn("t"),
+            attachments=(Attachment(media_type="image/png", data="aGk=", name="hi"),),
+            command=True,
+            on_permission="ask",
+            permission_timeout_s=2.5,
+        )
+        lease = await store.create(session())
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(turns=[asked]))
+        assert await store.turn("a", "t") == asked
+        (found,) = await store.take_over()
+        assert isinstance(found, Found)
+        assert list(found.open_turns) == [asked]
+
+    # -- what needs a human --------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        ("decision", "resolution"),
+        [
+            (None, Resolution.LOST),
+            (Allow(), Resolution.ALLOWED),
+            (Allow(updated_input={}, remember=(Rule(tool="Bash"),)), Resolution.ALLOWED),
+            (Deny(), Resolution.DENIED),
+            (Deny(message="no \ud83d", end_turn=True), Resolution.DENIED),
+            (Answers(answers={"why?": ("so", "because")}), Resolution.ANSWERED),
+        ],
+    )
+    async def test_every_answer_comes_back_as_it_was(
+        self, store: Store, decision: Decision | None, resolution: Resolution
+    ) -> None:
+        lease = await store.create(session())
+        over = request("r", decision, resolution)
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(requests=[over]))
+        assert await store.request("a", "r") == over
+        assert list(await store.requests("a")) == [over]
+
+    async def test_requests_keep_their_place_when_they_are_answered(self, store: Store) -> None:
+        lease = await store.create(session())
+        await store.create(session("b"))
+        batch = Batch(requests=[request("r2"), request("r1")])
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        over = request("r2", Allow(), Resolution.ALLOWED)
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(requests=[over]))
+        assert list(await store.requests("a")) == [over, request("r1")]
+        assert await store.request("a", "r9") is None
+        assert await store.request("b", "r1") is None
+        first, second = await store.take_over()
+        assert isinstance(first, Found)
+        assert isinstance(second, Found)
+        assert list(first.open_requests) == [request("r1")]
+        assert list(second.open_requests) == []
+        await store.erase("a")
+        assert list(await store.requests("a")) == []
+        assert await store.request("a", "r1") is None
+
+    async def test_a_refused_commit_leaves_no_request(self, store: Store) -> None:
+        lease = await store.create(session())
+        with pytest.raises(SequenceConflict):
+            await store.commit(
+                "a", fence=lease.fence, expected_seq=7, batch=Batch(requests=[request("r")])
+            )
+        assert list(await store.requests("a")) == []
+
     # -- claims --------------------------------------------------------------------------------
 
     async def test_a_key_stands_for_one_piece_of_work_of_one_owner(self, store: Store) -> None:
@@ -339,6 +436,31 @@ class StoreConformance:
         assert await kept() == ["e"]
         await store.aclose()
 
+    async def test_retention_drops_the_oldest_requests_that_are_over(self) -> None:
+        store = await self.make_store(Retention(requests=2))
+        lease = await store.create(session())
+        over = [request(f"r{n}", Deny(), Resolution.DENIED) for n in range(5)]
+        for one in [request("open"), *over]:
+            await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(requests=[one]))
+        assert [one.request_id for one in await store.requests("a")] == ["open", "r3", "r4"]
+        await store.aclose()
+
+    async def test_what_was_asked_is_kept_by_its_size_and_always_the_last(self) -> None:
+        store = await self.make_store(Retention(request_bytes=1_000))
+        lease = await store.create(session())
+
+        async def kept(one: Request) -> list[str]:
+            await store.commit("a", fence=lease.fence, expected_seq=0, batch=Batch(requests=[one]))
+            return [one.request_id for one in await store.requests("a")]
+
+        small = request("a", None, Resolution.LOST)
+        assert await kept(small) == ["a"]
+        assert await kept(replace(small, request_id="b")) == ["a", "b"]
+        assert await kept(replace(small, request_id="c", input={"x": "y" * 2_000})) == ["c"]
+        edited = Allow(updated_input={"x": "y" * 2_000})
+        assert await kept(replace(small, request_id="d", decision=edited)) == ["d"]
+        await store.aclose()
+
     # -- what ended, and what is dropped of all --------------------------------------------------
 
     async def test_turns_are_told_in_the_order_of_their_ends(self, store: Store) -> None:
@@ -379,7 +501,7 @@ class StoreConformance:
 
     async def test_what_is_too_much_goes_from_who_was_used_least_recently(self) -> None:
         size = 200_000
-        store = await self.make_store(Retention(state_bytes=11 * size // 2))
+        store = await self.make_store(Retention(state_bytes=11 * size // 2 + 30_000))
         for name, hour in (("old", 2), ("older", 1), ("new", 3)):
             await talk(store, name, turns=4, size=size // 2, active=hour)
         await trim(store, hours=9)
@@ -394,6 +516,61 @@ class StoreConformance:
         assert [one.seq for one in await store.read("older", after=0, limit=99)] == [8]
         assert [one.seq for one in await store.read("new", after=0, limit=99)] == list(range(1, 9))
         await store.aclose()
+
+    async def test_what_a_turn_asked_goes_with_it(self) -> None:
+        store = await self.make_store(Retention(age_s=3600.0))
+        lease = await store.create(session())
+        asked = [
+            replace(request(name, None, Resolution.LOST), turn_id=turn_id)
+            for name, turn_id in (("r1", "t1"), ("r2", "t2"), ("r3", None))
+        ]
+        turns = [ended(f"t{n}", last_seq=n, hours=n) for n in (1, 2)]
+        batch = Batch(events=run_of(1, 3), turns=turns, requests=asked)
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        await trim(store, hours=2.5)
+        assert [one.turn_id for one in await store.turns("a")] == ["t2"]
+        assert [one.request_id for one in await store.requests("a")] == ["r2", "r3"]
+        await store.aclose()
+
+    # -- what was spent --------------------------------------------------------------------
+
+    async def test_what_sessions_cost_is_summed_up_for_their_owners(self, store: Store) -> None:
+        assert dict(await store.spending()) == {}
+        owners = {"a": "alice", "b": "alice", "c": "bob"}
+        for name, owner in owners.items():
+            record = session(name, owner)
+            lease = await store.create(record)
+            for n, usd in enumerate((0.1, 0.1, 0.3)):  # the second turn cost nothing
+                batch = Batch(events=run_of(n + 1, 1), session=replace(record, total_cost_usd=usd))
+                await store.commit(name, fence=lease.fence, expected_seq=n, batch=batch)
+        assert dict(await store.spending()) == {"alice": 0.6, "bob": 0.3}
+
+    async def test_what_was_spent_is_not_forgotten_with_its_session(self, store: Store) -> None:
+        for cost in (0.25, 0.5):
+            record = session()
+            lease = await store.create(record)
+            batch = Batch(session=replace(record, total_cost_usd=cost))
+            await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+            await store.erase("a")
+        assert dict(await store.spending()) == {"alice": 0.75}
+
+    async def test_what_is_refused_was_not_spent(self, store: Store) -> None:
+        lease = await store.create(session())
+        batch = Batch(session=replace(session(), total_cost_usd=1.0))
+        with pytest.raises(Fenced):
+            await store.commit("a", fence=lease.fence + 1, expected_seq=0, batch=batch)
+        with pytest.raises(SequenceConflict):
+            await store.commit("a", fence=lease.fence, expected_seq=7, batch=batch)
+        assert dict(await store.spending()) == {}
+
+    async def test_what_a_session_had_cost_before_it_was_kept_was_not_spent_here(
+        self, store: Store
+    ) -> None:
+        record = replace(session(), total_cost_usd=1.0)
+        lease = await store.create(record)
+        batch = Batch(session=replace(record, total_cost_usd=1.5))
+        await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
+        assert dict(await store.spending()) == {"alice": 0.5}
 
     async def test_what_ended_just_now_stays_however_much_there_is(self) -> None:
         store = await self.make_store(Retention(state_bytes=1))

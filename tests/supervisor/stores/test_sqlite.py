@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -398,7 +400,8 @@ async def test_a_file_of_the_first_version_is_read_and_trimmed(tmp_path: Path) -
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         db.executescript(f"{schema.MIGRATIONS[0]} PRAGMA user_version = 1;")
-        record = codec.encode_session(session())
+        before = replace(session(), total_cost_usd=1.25)
+        record = codec.encode_session(before)
         db.execute("INSERT INTO sessions VALUES ('a', 1, 1, 4, 4, 4, 4, ?)", (record,))
         db.execute("INSERT INTO sessions VALUES ('bad', 2, 1, 0, 0, 0, 0, x'ff00')")
         for n in range(2):
@@ -416,4 +419,20 @@ async def test_a_file_of_the_first_version_is_read_and_trimmed(tmp_path: Path) -
     await trim(store, hours=1.5)
     assert [one.turn_id for one in await store.told("a", after=0, limit=9)] == ["t1"]
     assert [one.seq for one in await store.read("a", after=0, limit=9)] == [4]
+    assert list(await store.requests("a")) == []
+    assert dict(await store.spending()) == {"alice": 1.25}
+    batch = Batch(session=replace(before, total_cost_usd=1.5))
+    await store.commit("a", fence=2, expected_seq=4, batch=batch)
+    assert dict(await store.spending()) == {"alice": 1.5}
     await store.aclose()
+
+
+def test_records_from_before_there_was_anybody_to_ask_are_read() -> None:
+    fields = json.loads(codec.encode_turn(turn("t")))
+    for name in ("attachments", "command", "on_permission", "permission_timeout_s", "budget_usd"):
+        del fields[name]
+    assert codec.decode_turn(json.dumps(fields).encode()) == turn("t")
+    fields = json.loads(codec.encode_session(session()))
+    for name in ("rules", "forked_from"):
+        del fields[name]
+    assert codec.decode_session(json.dumps(fields).encode()) == session()

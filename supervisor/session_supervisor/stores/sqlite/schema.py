@@ -96,6 +96,33 @@ MIGRATIONS = (
     ALTER TABLE runs ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
     UPDATE runs SET at = coalesce({_in("pieces[#-1]")}, {_in("at")}, 0) WHERE {_VALID};
     """,
+    f"""
+    CREATE TABLE requests (
+        session_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        request_id TEXT NOT NULL,
+        turn_id TEXT,
+        resolved INTEGER NOT NULL,
+        weight INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (session_id, number)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX requests_by_id ON requests (session_id, request_id);
+    CREATE INDEX requests_by_turn ON requests (session_id, turn_id);
+    CREATE INDEX open_requests ON requests (session_id, number) WHERE NOT resolved;
+    CREATE TABLE costs (
+        session_id TEXT PRIMARY KEY,
+        usd REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE spending (
+        owner TEXT PRIMARY KEY,
+        usd REAL NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO costs SELECT session_id, {_in("total_cost_usd")} FROM sessions
+        WHERE {_VALID} AND {_in("total_cost_usd")} > 0;
+    INSERT INTO spending SELECT {_in("owner")}, sum(usd) FROM costs JOIN sessions USING (session_id)
+        GROUP BY 1;
+    """,
 )
 """What makes each version of the schema out of the one before; the first out of nothing. Never
 change one that was released: add another."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
+from session_supervisor.asks import Request, weight
 from session_supervisor.config import Retention
 from session_supervisor.errors import (
     AlreadyExists,
@@ -75,6 +76,8 @@ class SqliteStore:
                 )
             except sqlite3.IntegrityError:
                 raise AlreadyExists(session.session_id) from None
+            if session.total_cost_usd:  # it was not spent here
+                _put_cost(db, session)
             _insert_claims(db, claims)
             return Lease(fence=1, last_seq=0)
 
@@ -114,6 +117,12 @@ class SqliteStore:
                 "SELECT session_id, record FROM turns WHERE NOT ended ORDER BY session_id, number"
             ):
                 open_turns.setdefault(session_id, []).append(record)
+            open_requests: dict[str, list[bytes]] = {}
+            for session_id, record in db.execute(
+                "SELECT session_id, record FROM requests WHERE NOT resolved "
+                "ORDER BY session_id, number"
+            ):
+                open_requests.setdefault(session_id, []).append(record)
             db.execute("UPDATE sessions SET fence = fence + 1, last_seq = reserved_seq")
             rows = db.execute(
                 "SELECT session_id, fence, last_seq, record FROM sessions ORDER BY number"
@@ -124,6 +133,7 @@ class SqliteStore:
                     Lease(fence=fence, last_seq=last_seq),
                     record,
                     open_turns.get(session_id, ()),
+                    open_requests.get(session_id, ()),
                 )
                 for session_id, fence, last_seq, record in rows
             ]
@@ -166,6 +176,29 @@ class SqliteStore:
 
         return await self._database.read(work)
 
+    async def requests(self, session_id: str) -> Sequence[Request]:
+        """See `Store.requests`."""
+
+        def work(db: sqlite3.Connection) -> list[Request]:
+            rows = db.execute(
+                "SELECT record FROM requests WHERE session_id = ? ORDER BY number", (session_id,)
+            )
+            return [codec.decode_request(record) for (record,) in rows]
+
+        return await self._database.read(work)
+
+    async def request(self, session_id: str, request_id: str) -> Request | None:
+        """See `Store.request`."""
+
+        def work(db: sqlite3.Connection) -> Request | None:
+            row = db.execute(
+                "SELECT record FROM requests WHERE session_id = ? AND request_id = ?",
+                (session_id, request_id),
+            ).fetchone()
+            return None if row is None else codec.decode_request(row[0])
+
+        return await self._database.read(work)
+
     async def claim(self, owner: str, key: str, *, now: datetime) -> Claim | None:
         """See `Store.claim`."""
 
@@ -178,11 +211,19 @@ class SqliteStore:
 
         return await self._database.read(work)
 
+    async def spending(self) -> Mapping[str, float]:
+        """See `Store.spending`."""
+
+        def work(db: sqlite3.Connection) -> dict[str, float]:
+            return dict(db.execute("SELECT owner, usd FROM spending"))
+
+        return await self._database.read(work)
+
     async def erase(self, session_id: str, *, claims: bool = False) -> None:
         """See `Store.erase`."""
 
         def work(db: sqlite3.Connection) -> None:
-            tables = ("sessions", "turns", "runs")
+            tables = ("sessions", "turns", "runs", "requests", "costs")
             for table in (*tables, "claims") if claims else tables:
                 db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
 
@@ -245,9 +286,13 @@ class SqliteStore:
                     session_id,
                 ),
             )
+            _spend(db, batch.session)
         _put_turns(db, session_id, batch.turns)
         if any(turn.phase is Phase.ENDED for turn in batch.turns):
             self._drop_turns(db, session_id)
+        _put_requests(db, session_id, batch.requests)
+        if any(request.resolution is not None for request in batch.requests):
+            self._drop_requests(db, session_id)
         _insert_claims(db, batch.claims)
 
     def _drop_oldest(
@@ -274,31 +319,60 @@ class SqliteStore:
 
     def _drop_turns(self, db: sqlite3.Connection, session_id: str) -> None:
         """Drop the oldest ended turns that are too many."""
-        rows = db.execute(
-            "SELECT number, weight FROM turns WHERE session_id = ? AND ended ORDER BY number DESC",
-            (session_id,),
-        ).fetchall()
-        total = 0
-        for kept, (number, weight) in enumerate(rows):
-            total += weight
-            if kept and (kept >= self._retention.turns or total > self._retention.turn_bytes):
-                db.execute(
-                    "DELETE FROM turns WHERE session_id = ? AND ended AND number <= ?",
-                    (session_id, number),
-                )
-                return
+        retention = self._retention
+        _drop_rows(db, "turns", "ended", session_id, retention.turns, retention.turn_bytes)
+
+    def _drop_requests(self, db: sqlite3.Connection, session_id: str) -> None:
+        """Drop the oldest requests that are over and too many."""
+        retention = self._retention
+        _drop_rows(
+            db, "requests", "resolved", session_id, retention.requests, retention.request_bytes
+        )
+
+
+def _drop_rows(
+    db: sqlite3.Connection, table: str, over: str, session_id: str, most: int, most_weight: int
+) -> None:
+    """Drop the oldest rows that may go and are too many; the newest stays in any case.
+
+    Args:
+        db: The database.
+        table: Which rows.
+        over: The column that says which of them may go.
+        session_id: Whose.
+        most: How many may stay.
+        most_weight: How much they may weigh together.
+    """
+    rows = db.execute(
+        f"SELECT number, weight FROM {table} WHERE session_id = ? AND {over} ORDER BY number DESC",
+        (session_id,),
+    ).fetchall()
+    total = 0
+    for kept, (number, weighs) in enumerate(rows):
+        total += weighs
+        if kept and (kept >= most or total > most_weight):
+            db.execute(
+                f"DELETE FROM {table} WHERE session_id = ? AND {over} AND number <= ?",
+                (session_id, number),
+            )
+            return
 
 
 def _found(
-    session_id: str, lease: Lease, record: bytes, open_turns: Sequence[bytes]
+    session_id: str,
+    lease: Lease,
+    record: bytes,
+    open_turns: Sequence[bytes],
+    open_requests: Sequence[bytes],
 ) -> Found | Damaged:
     session: SessionRecord | None = None
     try:
         session = codec.decode_session(record)
         turns = [codec.decode_turn(turn) for turn in open_turns]
+        requests = [codec.decode_request(request) for request in open_requests]
     except Spoiled as error:
         return Damaged(session_id=session_id, session=session, reason=str(error))
-    return Found(session=session, lease=lease, open_turns=turns)
+    return Found(session=session, lease=lease, open_turns=turns, open_requests=requests)
 
 
 def _append(db: sqlite3.Connection, session_id: str, events: Sequence[Event]) -> tuple[int, int]:
@@ -366,6 +440,45 @@ def _put_turns(db: sqlite3.Connection, session_id: str, turns: Sequence[TurnReco
                 turn.phase is Phase.ENDED and turn.started_at is not None,
             ),
         )
+
+
+def _put_requests(db: sqlite3.Connection, session_id: str, requests: Sequence[Request]) -> None:
+    for request in requests:
+        db.execute(
+            "INSERT INTO requests VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM requests "
+            "WHERE session_id = ?), ?, ?, ?, ?, ?) ON CONFLICT (session_id, request_id) "
+            "DO UPDATE SET "
+            "resolved = excluded.resolved, weight = excluded.weight, record = excluded.record",
+            (
+                session_id,
+                session_id,
+                request.request_id,
+                request.turn_id,
+                request.resolution is not None,
+                weight(request),
+                codec.encode_request(request),
+            ),
+        )
+
+
+def _spend(db: sqlite3.Connection, session: SessionRecord) -> None:
+    """Add what a session has cost since it was stored last to what its owner has spent."""
+    row = db.execute("SELECT usd FROM costs WHERE session_id = ?", (session.session_id,)).fetchone()
+    more = session.total_cost_usd - (0.0 if row is None else row[0])
+    if more > 0:
+        db.execute(
+            "INSERT INTO spending VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET "
+            "usd = round(usd + excluded.usd, 9)",
+            (session.owner, round(more, 9)),
+        )
+    if more:
+        _put_cost(db, session)
+
+
+def _put_cost(db: sqlite3.Connection, session: SessionRecord) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO costs VALUES (?, ?)", (session.session_id, session.total_cost_usd)
+    )
 
 
 def _insert_claims(db: sqlite3.Connection, claims: Sequence[Claim]) -> None:

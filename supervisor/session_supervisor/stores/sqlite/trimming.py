@@ -1,8 +1,9 @@
 """What is kept no longer goes, in small steps between the commits.
 
 What is too old goes first; then, if all sessions together take more than they may, the oldest of
-those that were used least recently. An ended turn goes with its events and all before them. The
-newest row of each log stays, so that a reader who comes back learns of the gap.
+those that were used least recently. An ended turn goes with what it asked humans, its events and
+all before them. The newest row of each log stays, so that a reader who comes back learns of the
+gap.
 """
 
 from __future__ import annotations
@@ -172,11 +173,15 @@ class Trimming:
         """Drop events up to a turn's end and, when they are gone, the turn; return how much."""
         dropped = self._drop_events(db, session_id, through=last_seq or 0)
         if dropped < STEP_BYTES:
-            (weight,) = db.execute(
-                "DELETE FROM turns WHERE session_id = ? AND number = ? RETURNING weight",
+            turn_id, weight = db.execute(
+                "DELETE FROM turns WHERE session_id = ? AND number = ? RETURNING turn_id, weight",
                 (session_id, number),
             ).fetchone()
-            dropped += weight
+            asked = db.execute(
+                "DELETE FROM requests WHERE session_id = ? AND turn_id = ? RETURNING weight",
+                (session_id, turn_id),
+            ).fetchall()
+            dropped += weight + sum(one for (one,) in asked)
             self._dropped = True
         return max(1, dropped)
 
