@@ -194,16 +194,23 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def _type_named(name: str) -> str:
-    return "any JSON" if name == "JsonValue" else f"[`{name}`](#{name.lower()})"
+    match name:
+        case "JsonValue":
+            return "any JSON"
+        case "SessionEvent":
+            return "[an event](#events)"
+        case _:
+            return f"[`{name}`](#{name.lower()})"
 
 
 def _problems(_subject: str) -> str:
     ends = {code.value for code in errors.FailureCode}
-    rows = sorted(
-        (str(kind.status), f"`{code}`", kind.meaning, "yes" if code in ends else "")
-        for code, kind in ((str(code), kind) for code, kind in KINDS.items())
-    )
-    return _table(("Status", "Code", "Meaning", "Can end a turn"), rows)
+    rows: list[tuple[str, ...]] = []
+    for code, kind in sorted((str(code), kind) for code, kind in KINDS.items()):
+        statuses = f"{kind.status}" if kind.refused is None else f"{kind.status}, {kind.refused}"
+        again = "no" if kind.again is None else f"yes: {kind.again}"
+        rows.append((f"`{code}`", statuses, "yes" if code in ends else "", kind.meaning, again))
+    return _table(("Code", "Status", "Ends a turn", "Meaning", "Does asking again help"), rows)
 
 
 # -- the command ---------------------------------------------------------------------------------

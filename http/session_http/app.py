@@ -24,6 +24,7 @@ from session_http import logs
 from session_http.call import Answer, Call, Nothing, Page, Server
 from session_http.cors import Cors
 from session_http.credentials import Assumed, Credentials
+from session_http.downloads import Download
 from session_http.encoding import dump
 from session_http.guard import check_host, check_page
 from session_http.keys import (
@@ -39,6 +40,7 @@ from session_http.operations import ENDPOINTS, OPERATIONS, Operation
 from session_http.pages import Pages
 from session_http.problems import problem_of, refuse, unforeseen
 from session_http.reading import Body, ClientGone, Source
+from session_http.schemas import Reply
 from session_http.settings import HttpSettings, OpenPaths
 from session_http.sse import EventStream, EventStreamResponse, Streams
 from session_supervisor import Supervisor
@@ -111,7 +113,12 @@ class App:
             by_path.setdefault(row.path, {})[row.method] = row
         self._router = Router(
             [
-                Route(path, _Resource(server, methods, door), name=path)
+                # A path within a path has slashes of its own.
+                Route(
+                    path.replace("{path}", "{path:path}"),
+                    _Resource(server, methods, door),
+                    name=path,
+                )
                 for path, methods in by_path.items()
             ],
             redirect_slashes=False,
@@ -359,10 +366,14 @@ def _response(answer: Answer, call: Call) -> ASGIApp:
             return EventStreamResponse(answer, settings, call.principal.validity)
         case Nothing():
             return Response(status_code=204)
+        case Download():
+            return answer
         case Page():
             return _page(answer, call)
         case _:
-            response = Response(dump(answer.model_dump(mode="json")), media_type="application/json")
+            status = answer.http_status if isinstance(answer, Reply) else 200
+            content = dump(answer.model_dump(mode="json"))
+            response = Response(content, status, media_type="application/json")
             if call.timing:
                 spent = (f"{name};dur={ms:.1f}" for name, ms in call.timing.items())
                 response.headers["server-timing"] = ", ".join(spent)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from pydantic import BaseModel
 
 from session_http.credentials import Credentials
+from session_http.downloads import Download
 from session_http.keys import Principal
 from session_http.pages import Pages
 from session_http.problems import FieldError, InvalidRequest
@@ -92,6 +93,18 @@ class Call:
             raise InvalidRequest([FieldError(field=self.after_field, message=problem)])
         return int(given)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the caller waits for the end of what it begins.
+
+        Raises:
+            InvalidRequest: `wait` is neither true nor false.
+        """
+        given = self.query.get("wait", "true")
+        if given not in ("true", "false"):
+            raise InvalidRequest([FieldError(field="wait", message="must be `true` or `false`")])
+        return given == "true"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
@@ -113,5 +126,5 @@ class Nothing:
     """An answer without content, which also tells a browser's `EventSource` to stop."""
 
 
-Answer: TypeAlias = BaseModel | EventStream | Page | Nothing
+Answer: TypeAlias = BaseModel | EventStream | Download | Page | Nothing
 """What a handler gives back."""

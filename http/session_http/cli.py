@@ -95,6 +95,7 @@ def _new_key(options: argparse.Namespace) -> int:
             roles=tuple(options.role or ("user",)),
             max_sessions=options.max_sessions,
             max_turns=options.max_turns,
+            budget_usd=options.budget_usd,
             requests_per_minute=options.requests_per_minute,
         )
     except keyfile.KeyFileError as error:
@@ -209,6 +210,9 @@ def _add_new_key(commands: Any) -> None:
     )
     parser.add_argument("--max-sessions", type=int, metavar="N", help="most open sessions")
     parser.add_argument("--max-turns", type=int, metavar="N", help="most turns at once")
+    parser.add_argument(
+        "--budget-usd", type=float, metavar="USD", help="most that all turns may ever cost"
+    )
     parser.add_argument("--requests-per-minute", type=int, metavar="N", help="most requests")
     _add_option(parser, settings()["keys"])
     _add_config(parser)

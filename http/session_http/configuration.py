@@ -25,6 +25,7 @@ from session_http.values import (
     KeyFile,
     LogFormat,
     LogLevel,
+    OnPermission,
     OpenPaths,
     Origins,
     OrNone,
@@ -190,6 +191,17 @@ class ServerSettings(BaseSettings):
         description="Further variable of the server that sessions inherit, or the beginning of "
         "names with a * behind.",
     )
+    mcp_config: Annotated[PathTo | None, About(RIGHTS, "FILE", example="mcp.json")] = Field(
+        default=None,
+        description="File of the MCP servers that sessions may ask for by name: JSON with "
+        "`mcpServers`, as Claude Code's .mcp.json. Without it there are none.",
+    )
+    on_permission: Annotated[OnPermission, About(RIGHTS, "POLICY")] = Field(
+        default="ask",
+        description="What happens in sessions to tool calls that need a permission, and to "
+        "questions, where the request does not say: ask waits for a human, deny goes on without. "
+        "One-off queries deny.",
+    )
     extra_dirs: Annotated[PathsTo, About(RIGHTS, "DIR", example=["/srv/data"])] = Field(
         default=(),
         description="Further directory that the file tools of every session may read and write.",
@@ -280,6 +292,19 @@ class ServerSettings(BaseSettings):
         default=ByteSize(10 * 2**20), description="Longest request body, in bytes, or as in 10MiB."
     )
 
+    max_attachments: Annotated[Count, About(LIMITS, "N")] = Field(
+        default=16, description="Most attachments of one prompt."
+    )
+    max_attachment: Annotated[Bytes, About(LIMITS, "BYTES")] = Field(
+        default=ByteSize(5 * 2**20),
+        description="Longest attachment; in a request's body it takes four thirds of that.",
+    )
+    max_tool_output: Annotated[Bytes, About(LIMITS, "BYTES")] = Field(
+        default=ByteSize(16 * 2**10),
+        description="Longest input and result of a tool in an event; longer ones are cut there, "
+        "and can be had whole.",
+    )
+
     idle_timeout: Annotated[SecondsOrNone, About(TIMES, "S")] = Field(
         default=900.0,
         description="Seconds without work after which a session gives up its process; the next "
@@ -292,6 +317,11 @@ class ServerSettings(BaseSettings):
         default=3600.0,
         description="Seconds that a turn may take, queueing included, where the request does not "
         'say; "none" sets no limit.',
+    )
+    permission_timeout: Annotated[SecondsOrNone, About(TIMES, "S")] = Field(
+        default=600.0,
+        description="Seconds that a human has to answer a permission request or a question, where "
+        'the request does not say; then it is denied. "none" sets no limit.',
     )
     drain_timeout: Annotated[Wait, About(TIMES, "S")] = Field(
         default=10.0,

@@ -23,7 +23,15 @@ REQUEST_HEADERS = (
     "X-API-Key",
     "X-Request-Id",
 )
-RESPONSE_HEADERS = ("Retry-After", "Server-Timing", "WWW-Authenticate", "X-Request-Id")
+RESPONSE_HEADERS = (
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Retry-After",
+    "Server-Timing",
+    "WWW-Authenticate",
+    "X-Request-Id",
+)
 """What pages may send and see, besides what any may."""
 
 PREFLIGHT_S = 600

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 from weakref import WeakValueDictionary
 
+from session_http import cutting
 from session_http.encoding import dump
 from session_supervisor import events
 from session_supervisor.answer import BLOCK_SEPARATOR
@@ -52,6 +53,9 @@ BODIES: tuple[type[Any], ...] = get_args(Said)
 
 WITH_SESSION: tuple[type, ...] = (events.Turn, events.Done, events.Error, StreamFailed)
 """Those that also name the session, so that a client which knows only them can go on."""
+
+LONG = (events.ToolUse, events.ToolResult, events.PermissionRequest)
+"""Those that hold what a tool was given, or gave back, and so may be cut."""
 
 _FIELDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
     {body: tuple(field.name for field in fields(body) if field.name != "type") for body in BODIES}
@@ -103,14 +107,35 @@ def _joined(first: Event, pieces: list[str], last: int) -> Event:
     return replace(first, seq=last, body=events.Text(content="".join(pieces)))
 
 
-def frame(body: Said, *, session_id: str, turn_id: str | None, seq: int | None) -> bytes:
-    """Return one event as it is sent.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How much of what a tool was given and gave back an event holds.
+
+    Attributes:
+        most: Bytes.
+        root_path: Where the API is mounted, which has all of it.
+    """
+
+    most: int
+    root_path: str = ""
+
+
+def told(
+    body: Said,
+    *,
+    session_id: str,
+    turn_id: str | None,
+    seq: int | None = None,
+    cut: Cut | None = None,
+) -> dict[str, object]:
+    """Return what is said in one event.
 
     Args:
-        body: What is said.
+        body: The event.
         session_id: Whose.
         turn_id: The turn that it belongs to, if any.
-        seq: Its id; None for an event that cannot be resumed from.
+        seq: Its id.
+        cut: How much of it; None: all.
     """
     message: dict[str, object] = {"type": body.type}
     for name in _FIELDS[type(body)]:
@@ -119,6 +144,23 @@ def frame(body: Said, *, session_id: str, turn_id: str | None, seq: int | None) 
         message["session_id"] = session_id
     if turn_id is not None:
         message["turn_id"] = turn_id
+    if cut is not None and isinstance(body, LONG):
+        name = "content" if isinstance(body, events.ToolResult) else "input"
+        message[name], truncated = cutting.cut(getattr(body, name), cut.most)
+        if truncated:
+            message["truncated"] = True
+            message["full"] = f"{cut.root_path}/session/{session_id}/events/{seq}"
+    return message
+
+
+def frame(
+    body: Said, *, session_id: str, turn_id: str | None, seq: int | None, cut: Cut | None = None
+) -> bytes:
+    """Return one event as it is sent; the arguments are those of `told`.
+
+    Without `seq` it is one that cannot be resumed from.
+    """
+    message = told(body, session_id=session_id, turn_id=turn_id, seq=seq, cut=cut)
     data = b"data: " + dump(message) + b"\n\n"
     return data if seq is None else b"id: %d\n" % seq + data
 
@@ -131,23 +173,23 @@ class _Long:
         self.data = data
 
 
-_long: WeakValueDictionary[tuple[str, int], _Long] = WeakValueDictionary()
+_long: WeakValueDictionary[tuple[str, int, Cut | None], _Long] = WeakValueDictionary()
 
 
-def _encoded(event: Event, session_id: str) -> bytes | _Long:
+def _encoded(event: Event, session_id: str, cut: Cut | None) -> bytes | _Long:
     """Return an event's bytes; those of a long one are the same for every reader."""
-    key = session_id, id(event)
+    key = session_id, id(event), cut
     long = _long.get(key)
     if long is not None:
         return long
-    data = frame(event.body, session_id=session_id, turn_id=event.turn_id, seq=event.seq)
+    data = frame(event.body, session_id=session_id, turn_id=event.turn_id, seq=event.seq, cut=cut)
     if len(data) <= CHUNK:
         return data
     long = _long[key] = _Long(event, data)
     return long
 
 
-def chunks(batch: Iterable[Event], *, session_id: str) -> Iterator[bytes]:
+def chunks(batch: Iterable[Event], *, session_id: str, cut: Cut | None = None) -> Iterator[bytes]:
     """Yield a batch as bytes to send: small events joined, a long one by itself.
 
     Each event is encoded only when what was before it has been sent.
@@ -155,11 +197,12 @@ def chunks(batch: Iterable[Event], *, session_id: str) -> Iterator[bytes]:
     Args:
         batch: Events in order.
         session_id: Whose.
+        cut: How much of what tools were given and gave back; None: all.
     """
     pieces: list[bytes] = []
     size = 0
     for event in merged(batch):
-        piece = _encoded(event, session_id)
+        piece = _encoded(event, session_id, cut)
         length = len(piece.data if isinstance(piece, _Long) else piece)
         if pieces and size + length > CHUNK:
             yield b"".join(pieces)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from pydantic_core import from_json
 
 from session_http import TITLE, idempotency, listing, transcript, version
 from session_http.call import Answer, Call, Nothing, Page
-from session_http.directories import resolve_cwd
+from session_http.encoding import dump
+from session_http.frames import told
 from session_http.keys import ANONYMOUS
 from session_http.problems import (
     FieldError,
     InvalidRequest,
-    Problem,
     ProblemError,
     problem_of,
     refuse,
 )
 from session_http.schemas import (
     CloseReply,
+    ContextReply,
+    EventReply,
     EventsParameters,
     Health,
     Index,
@@ -39,7 +42,6 @@ from session_http.schemas import (
     RestReply,
     SessionQueryReply,
     SessionQueryRequest,
-    SessionReply,
     SessionsParameters,
     SessionsReply,
     StartReply,
@@ -53,28 +55,39 @@ from session_http.schemas import (
     turn_summary,
 )
 from session_http.sse import EventStream, is_over
+from session_http.work import (
+    accepted_reply,
+    account_of,
+    attachments_of,
+    cursor_of,
+    found_session,
+    kept_session,
+    looks_after,
+    own_session,
+    require_credential,
+    result_of,
+    spec_of,
+    stream_of,
+    work_of,
+)
 from session_supervisor import (
-    ClaimKey,
-    Cursor,
+    Event,
     Inspection,
-    Quota,
     Session,
     SessionKind,
     SessionSnapshot,
-    SessionSpec,
     State,
     TurnHandle,
-    TurnResult,
 )
 from session_supervisor.errors import (
-    Draining,
     InvalidSpec,
     Refused,
     SessionClosed,
     SessionNotFound,
     TurnFailed,
 )
-from session_supervisor.spec import LOCAL_OWNER
+from session_supervisor.events import Gap
+from session_supervisor.messages import OnBusy
 
 _AT_REST = frozenset({State.HIBERNATED, State.FAILED, State.CLOSED})
 """States without a process, in which nothing happens that `GET /supervisor` does not say anyway."""
@@ -88,7 +101,7 @@ _LOOK_S = 5.0
 async def health(call: Call, _request: NoParameters) -> Answer:
     """Say how the server is."""
     nobody = call.principal is ANONYMOUS
-    state = await call.server.credentials.state(_account(call))
+    state = await call.server.credentials.state(account_of(call))
     return Health(
         authenticated=state.authenticated,
         active_sessions=0 if nobody else len(call.server.supervisor.list(owner=call.owner)),
@@ -100,7 +113,7 @@ async def health(call: Call, _request: NoParameters) -> Answer:
 async def ready(call: Call, _request: NoParameters) -> Answer:
     """Say whether new work would be taken."""
     call.server.supervisor.check_admission()
-    await _require_credential(call)
+    await require_credential(call)
     return Ready()
 
 
@@ -116,8 +129,9 @@ async def index(call: Call, _request: NoParameters) -> Answer:
 async def query(call: Call, request: QueryRequest) -> Answer:
     """Ask once."""
     supervisor = call.server.supervisor
-    work = await _work(call, request, streams=bool(request.stream))
-    spec = await _spec(call, request)
+    work = await work_of(call, request, streams=bool(request.stream))
+    spec = await spec_of(call, request)
+    attachments = attachments_of(call, request.attachments)
 
     async def ask() -> TurnHandle:
         with idempotency.kept(work.key):
@@ -125,13 +139,16 @@ async def query(call: Call, request: QueryRequest) -> Answer:
                 request.prompt,
                 spec,
                 owner=call.owner,
+                attachments=attachments,
                 timeout_s=request.timeout_s,
                 quota=work.quota,
                 claim=work.key,
             )
 
+    if not work.waits:
+        return accepted_reply(await ask())
     if not request.stream:
-        result = await _result(call, await ask())
+        result = await result_of(call, await ask())
         return QueryReply(
             response=result.text,
             duration_ms=result.duration_ms,
@@ -141,14 +158,19 @@ async def query(call: Call, request: QueryRequest) -> Answer:
             turn_id=result.turn_id,
             outcome=answer_outcome(result),
             permission_denials=result.accounting.permission_denials,
+            structured_output=result.accounting.structured_output,
         )
-    return await _stream(call, work, ask)
+    return await stream_of(call, work, ask)
 
 
 async def start(call: Call, request: StartRequest) -> Answer:
     """Start a conversation, and wait for the answer to its first message if there is one."""
-    work = await _work(call, request, streams=False)
-    spec = await _spec(call, request)
+    work = await work_of(call, request)
+    spec = await spec_of(call, request)
+    attachments = attachments_of(call, request.attachments)
+    if attachments and request.initial_prompt is None:
+        problem = "go with a prompt: give initial_prompt, too"
+        raise InvalidRequest([FieldError(field="attachments", message=problem)])
     with idempotency.kept(work.key):
         session = await call.server.supervisor.start(
             spec, owner=call.owner, quota=work.quota, claim=work.key
@@ -161,9 +183,15 @@ async def start(call: Call, request: StartRequest) -> Answer:
     try:
         with idempotency.kept(work.key):
             turn = await session.query(
-                request.initial_prompt, timeout_s=request.timeout_s, quota=work.quota, claim=key
+                request.initial_prompt,
+                attachments=attachments,
+                timeout_s=request.timeout_s,
+                quota=work.quota,
+                claim=key,
             )
-        result = await _result(call, turn)
+        if not work.waits:
+            return accepted_reply(turn)
+        result = await result_of(call, turn)
     except ProblemError:  # the session goes on, and a retry can have it
         raise
     except Exception as error:
@@ -182,22 +210,33 @@ async def start(call: Call, request: StartRequest) -> Answer:
         turn_id=result.turn_id,
         outcome=answer_outcome(result),
         permission_denials=result.accounting.permission_denials,
+        structured_output=result.accounting.structured_output,
     )
 
 
 async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
     """Ask in a conversation."""
-    session = _session(call)
-    work = await _work(call, request, streams=bool(request.stream))
+    session = own_session(call)
+    work = await work_of(call, request, streams=bool(request.stream))
+    attachments = attachments_of(call, request.attachments)
 
     async def ask() -> TurnHandle:
         with idempotency.kept(work.key):
             return await session.query(
-                request.prompt, timeout_s=request.timeout_s, quota=work.quota, claim=work.key
+                request.prompt,
+                attachments=attachments,
+                on_busy=request.on_busy or OnBusy.QUEUE,
+                on_permission=request.on_permission,
+                permission_timeout_s=request.permission_timeout_s,
+                timeout_s=request.timeout_s,
+                quota=work.quota,
+                claim=work.key,
             )
 
+    if not work.waits:
+        return accepted_reply(await ask())
     if not request.stream:
-        result = await _result(call, await ask())
+        result = await result_of(call, await ask())
         return SessionQueryReply(
             session_id=result.session_id,
             response=result.text,
@@ -207,36 +246,24 @@ async def session_query(call: Call, request: SessionQueryRequest) -> Answer:
             num_turns=result.accounting.num_turns,
             total_cost_usd=result.accounting.total_cost_usd,
             permission_denials=result.accounting.permission_denials,
+            structured_output=result.accounting.structured_output,
         )
-    return await _stream(call, work, ask)
+    return await stream_of(call, work, ask)
 
 
 async def interrupt(call: Call, request: InterruptRequest) -> Answer:
     """Stop what runs."""
-    session = _found(call, _looks_after(call))
+    session = found_session(call, looks_after(call))
     found = await session.interrupt(turn_id=request.turn_id, queued=bool(request.queued))
     return InterruptReply(
         session_id=session.session_id, outcome=found.outcome, turn_ids=found.turn_ids
     )
 
 
-async def get_session(call: Call, _request: NoParameters) -> Answer:
-    """Say how a session is."""
-    session = _found(call, _looks_after(call))
-    return SessionReply(
-        session_id=session.session_id,
-        created_at=session.created_at,
-        active=session.active,
-        model=session.spec.model or call.server.settings.default_model,
-        state=session.state.value,
-        owner=session.owner,
-    )
-
-
 async def close(call: Call, _request: NoParameters) -> Answer:
     """End a session."""
     session_id = call.path["session_id"]
-    closed = await call.server.supervisor.close(session_id, owner=_looks_after(call))
+    closed = await call.server.supervisor.close(session_id, owner=looks_after(call))
     return CloseReply(
         session_id=session_id, exit=None if closed.exit is None else ProcessExit.of(closed.exit)
     )
@@ -244,21 +271,21 @@ async def close(call: Call, _request: NoParameters) -> Answer:
 
 async def wake(call: Call, _request: NoParameters) -> Answer:
     """Have a session get its process back before it is needed."""
-    session = _session(call)
+    session = own_session(call)
     return RestReply(session_id=session.session_id, state=await session.wake())
 
 
 async def hibernate(call: Call, _request: NoParameters) -> Answer:
     """Have a session give up its process."""
-    session = _session(call)
+    session = own_session(call)
     return RestReply(session_id=session.session_id, state=await session.hibernate())
 
 
 async def inspect(call: Call, _request: NoParameters) -> Answer:
     """Say what a session is doing."""
-    session = _found(call, _looks_after(call))
+    session = found_session(call, looks_after(call))
     try:
-        return _inspected(await session.inspect())
+        return _inspected(await session.inspect(context=True))
     except SessionClosed:
         return _inspected_after(session)
 
@@ -327,32 +354,45 @@ async def supervisor_tree(call: Call, _request: NoParameters) -> Answer:
 
 async def list_turns(call: Call, _request: NoParameters) -> Answer:
     """List a session's turns."""
-    session = _kept(call)
+    session = kept_session(call)
     turns = tuple(turn_summary(record) for record in (await session.turns()))
     return TurnsReply(session_id=session.session_id, turns=turns, count=len(turns))
 
 
 async def get_turn(call: Call, _request: NoParameters) -> Answer:
     """Look a turn up."""
-    return turn_reply((await _kept(call).turn(call.path["turn_id"])).record())
+    return turn_reply((await kept_session(call).turn(call.path["turn_id"])).record())
 
 
 async def list_messages(call: Call, request: MessagesParameters) -> Answer:
     """List what was said to the model, and by it."""
-    session = _kept(call)
+    session = kept_session(call)
     page, has_more = await transcript.page_of(session, after=request.after, limit=request.limit)
     return MessagesReply(session_id=session.session_id, messages=page, has_more=has_more)
 
 
 async def session_events(call: Call, request: EventsParameters) -> Answer:
     """Stream everything that a session says."""
-    session = _kept(call)
+    session = kept_session(call)
     after = call.after
     after = (request.after or 0) if after is None else after
-    cursor = _cursor(call, session, after)
+    cursor = cursor_of(call, session, after)
     if await is_over(session, after):
         return Nothing()
     return EventStream(session=session, cursor=cursor, slot=call.server.streams.reserve())
+
+
+async def get_event(call: Call, _request: NoParameters) -> Answer:
+    """Look up one event, whole."""
+    session = own_session(call)
+    event = await _event(session, call.path["event_id"])
+    said = told(event.body, session_id=session.session_id, turn_id=event.turn_id)
+    return EventReply(
+        session_id=session.session_id,
+        id=event.seq,
+        at=event.at,
+        event=from_json(dump(said)),  # as JSON, which a reply holds
+    )
 
 
 # -- documentation -----------------------------------------------------------------------------
@@ -381,81 +421,17 @@ async def openapi(call: Call, _request: NoParameters) -> Answer:
 # -- inside ------------------------------------------------------------------------------------
 
 
-def _looks_after(call: Call) -> str | None:
-    """Return whose sessions the caller may look up and end; None: everybody's."""
-    return None if "admin" in call.principal.roles else call.owner
-
-
-def _session(call: Call) -> Session:
-    """Return a session whose conversation the caller may read and go on with."""
-    return _found(call, call.owner)
-
-
-def _kept(call: Call) -> Session:
-    """Return a session whose conversation the caller may read, also once it was closed."""
-    return call.server.supervisor.kept(call.path["session_id"], owner=call.owner)
-
-
-def _found(call: Call, owner: str | None) -> Session:
-    return call.server.supervisor.get(call.path["session_id"], owner=owner)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What a request begins, or has begun before.
-
-    Attributes:
-        key: The caller's key for it.
-        quota: What the caller may have at once.
-        after: Behind which event its stream goes on; None: with its first.
-    """
-
-    key: ClaimKey | None
-    quota: Quota | None
-    after: int | None
-
-
-async def _work(
-    call: Call, request: QueryRequest | StartRequest | SessionQueryRequest, *, streams: bool
-) -> _Work:
-    """Return what a request is to begin, if it may."""
-    key = idempotency.key_of(call, request)
-    claimed = key is not None and await call.server.supervisor.claimed(key, owner=call.owner)
-    after = idempotency.resume_after(call, key, streams=streams, claimed=claimed)
-    if not claimed:
-        await _require_credential(call)
-    return _Work(key=key, quota=call.principal.limits, after=after)
-
-
-async def _stream(call: Call, work: _Work, ask: Callable[[], Awaitable[TurnHandle]]) -> Answer:
-    """Stream a turn that is about to be asked for, from its beginning or from where it broke."""
-    slot = call.server.streams.reserve()
-    try:
-        turn = await ask()
-        session = call.server.supervisor.get(turn.session_id, owner=call.owner)
-        cursor = turn.cursor()
-        if work.after is not None and work.after > cursor.after:
-            cursor = _cursor(call, session, work.after)
-            last_seq = turn.record().last_seq
-            if last_seq is not None and work.after >= last_seq:
-                slot.release()
-                return Nothing()
-    except BaseException:
-        slot.release()
-        raise
-    return EventStream(session=session, cursor=cursor, slot=slot, turn=turn)
-
-
-def _cursor(call: Call, session: Session, after: int) -> Cursor:
-    """Return a reader that begins behind an event.
-
-    Raises:
-        InvalidRequest: The session never had it.
-    """
-    try:
-        return session.events(after)
-    except InvalidSpec as error:
-        raise InvalidRequest([FieldError(field=call.after_field, message=error.reason)]) from error
+async def _event(session: Session, event_id: str) -> Event:
+    """Return an event that is still kept."""
+    if event_id.isascii() and event_id.isdigit() and len(event_id) < 20:
+        seq = int(event_id)
+        with suppress(InvalidSpec):  # the session never had it
+            for event in await session.events(max(seq - 1, 0)).read_nowait(1):
+                if event.seq == seq and not isinstance(event.body, Gap):
+                    return event
+    raise refuse(
+        "event_not_found", f"The session has no event {event_id[:40]!r}, or no longer keeps it."
+    )
 
 
 async def _inside(
@@ -497,6 +473,12 @@ def _inspected(found: Inspection) -> InspectReply:
         next_timer=timer,
         next_timer_s=timer_s,
         last_event_id=found.last_seq,
+        pending=found.requests,
+        context=(
+            None
+            if found.context is None
+            else ContextReply(tokens=found.context.tokens, max_tokens=found.context.max_tokens)
+        ),
     )
 
 
@@ -521,58 +503,9 @@ def _inspected_after(session: Session) -> InspectReply:
         next_timer=None,
         next_timer_s=None,
         last_event_id=found.last_seq,
+        pending=(),
+        context=None,
     )
-
-
-async def _spec(call: Call, request: QueryRequest | StartRequest) -> SessionSpec:
-    cwd = request.cwd
-    if cwd is not None:
-        # In a thread: a file system that does not answer holds this request up, and no other.
-        cwd = await asyncio.to_thread(resolve_cwd, call.server.settings.cwd_root, call.owner, cwd)
-    return SessionSpec(
-        model=request.model,
-        cwd=cwd,
-        allowed_tools=request.allowed_tools or None,
-        permission_mode=request.permission_mode or "default",
-        idle_timeout_s=request.idle_timeout_s if isinstance(request, StartRequest) else None,
-        expiry_s=request.expiry_s if isinstance(request, StartRequest) else None,
-    )
-
-
-async def _result(call: Call, turn: TurnHandle) -> TurnResult:
-    """Wait for a turn's answer, and note what took how long.
-
-    Raises:
-        TurnFailed: There is none.
-        ProblemError: The turn waits for the next server.
-    """
-    try:
-        result = await turn.result()
-    except Draining as error:
-        problem = Problem(
-            code=error.code,
-            detail="The server is shutting down. The turn waits, and runs when there is a server "
-            "again. Look it up then.",
-            retry_after=error.retry_after,
-            session_id=turn.session_id,
-            turn_id=turn.turn_id,
-        )
-        raise ProblemError(problem) from error
-    call.timing["queue"] = result.queued_ms - result.spawn_ms
-    call.timing["spawn"] = result.spawn_ms
-    call.timing["model"] = result.duration_ms - result.queued_ms
-    return result
-
-
-async def _require_credential(call: Call) -> None:
-    state = await call.server.credentials.state(_account(call))
-    if not state.authenticated:
-        raise refuse("not_authenticated", state.hint, retry_after=10.0)
-
-
-def _account(call: Call) -> str:
-    """Return by whose credential the caller's sessions reach the model."""
-    return LOCAL_OWNER if call.principal is ANONYMOUS else call.owner
 
 
 def _without_ids(error: TurnFailed) -> Exception:

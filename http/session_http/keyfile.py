@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeAlias, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from session_http import replacing
@@ -82,6 +82,11 @@ def _roles(roles: tuple[Role, ...]) -> tuple[Role, ...]:
     return roles
 
 
+def _number(value: object) -> object:
+    # In TOML, 5 is no 5.0.
+    return float(value) if type(value) is int else value
+
+
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 
 
@@ -95,6 +100,7 @@ class Key(BaseModel):
         roles: What it is for.
         max_sessions: Most conversations of its owner; None: no limit of its own.
         max_turns: Most turns of its owner that have not ended.
+        budget_usd: Most that all turns of its owner may ever cost, in US dollars.
         requests_per_minute: Most requests with this key in any 60 seconds.
     """
 
@@ -109,6 +115,9 @@ class Key(BaseModel):
     ] = ("user",)
     max_sessions: Count | None = None
     max_turns: Count | None = None
+    budget_usd: (
+        Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)] | None
+    ) = None
     requests_per_minute: Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)] | None = None
 
     @property
@@ -268,6 +277,7 @@ def new_key(
     roles: tuple[Role, ...] = ("user",),
     max_sessions: int | None = None,
     max_turns: int | None = None,
+    budget_usd: float | None = None,
     requests_per_minute: int | None = None,
 ) -> NewKey:
     """Make a key.
@@ -277,6 +287,7 @@ def new_key(
         roles: What it is for.
         max_sessions: Most conversations of its owner; None: no limit of its own.
         max_turns: Most turns of its owner that have not ended.
+        budget_usd: Most that all turns of its owner may ever cost, in US dollars.
         requests_per_minute: Most requests with it in any 60 seconds.
 
     Raises:
@@ -291,6 +302,7 @@ def new_key(
         "roles": roles,
         "max_sessions": max_sessions,
         "max_turns": max_turns,
+        "budget_usd": budget_usd,
         "requests_per_minute": requests_per_minute,
     }
     return NewKey(token=token, key=_entry(entry, "the new key"))

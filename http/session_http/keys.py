@@ -196,7 +196,7 @@ def _entry(key: Key, before: _Entry | None) -> _Entry:
         principal=Principal(
             owner=key.owner,
             roles=frozenset(key.roles),
-            limits=Quota(sessions=key.max_sessions, turns=key.max_turns),
+            limits=Quota(sessions=key.max_sessions, turns=key.max_turns, budget_usd=key.budget_usd),
             key_id=key.id,
             validity=validity,
         ),

@@ -10,19 +10,30 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from session_http import TITLE, version
-from session_http.frames import BODIES, WITH_SESSION, StreamFailed
+from session_http.examples import examples
+from session_http.frames import BODIES, LONG, WITH_SESSION, StreamFailed
 from session_http.idempotency import HEADER, PATTERN
 from session_http.operations import ONE_OFF, Operation
 from session_http.problems import KINDS
 from session_http.reading import Source
-from session_http.schemas import ProblemReply
+from session_http.refusals import ProblemReply
+from session_http.schemas import AcceptedReply, EventReply
 from session_http.settings import OPEN_PATHS, OpenPaths
+from session_supervisor import asks
 
 Json: TypeAlias = dict[str, Any]
 
 REFS = "#/components/schemas/{model}"
 EVENT = "SessionEvent"
 """Name of the union of all events among the schemas."""
+
+ASKED = "AskedQuestion"
+"""Name of a question of an event among the schemas."""
+
+NAMES = {
+    "session_supervisor__asks__Question": ASKED,
+    "session_supervisor__events__Question": "Question",
+}
 
 ANY_OPERATION = ("invalid_request", "untrusted_origin", "internal")
 WITH_BODY = (
@@ -59,6 +70,7 @@ STATUS_NAMES: Mapping[int, str] = {
     409: "The session's state does not permit it, or ended the turn",
     413: "The body is too large",
     415: "The body is not JSON",
+    416: "No such part of the file",
     429: "Too much or too often",
     500: "Server error",
     502: "The upstream or the agent failed",
@@ -69,6 +81,9 @@ STATUS_NAMES: Mapping[int, str] = {
 PARAMETERS: Mapping[str, str] = {
     "session_id": "Session ID, from `/session/start`.",
     "turn_id": "Turn ID, from any answer or event of the turn.",
+    "request_id": "Request ID, from its event or its list.",
+    "event_id": "Event ID, from the stream.",
+    "path": "Path of the file, from the list; with slashes.",
 }
 
 DESCRIPTION = """\
@@ -132,7 +147,7 @@ def _operation(
     if row.source is not Source.QUERY:
         described["requestBody"] = {
             "required": row.source is Source.BODY,
-            "content": {"application/json": {"schema": references[row.takes]}},
+            "content": _json(row.takes, references),
         }
     return described
 
@@ -176,6 +191,16 @@ def _parameters(row: Operation) -> list[Json]:
                     "schema": _without_null(plain),
                 }
             )
+    if row.downloads:
+        parameters.append(
+            {
+                "name": "Range",
+                "in": "header",
+                "description": "`bytes=` and the first and the last byte wanted, from 0. Anything "
+                "else asks for all.",
+                "schema": {"type": "string"},
+            }
+        )
     if row.begins:
         parameters.append(
             {
@@ -184,6 +209,16 @@ def _parameters(row: Operation) -> list[Json]:
                 "description": "Names the work, so that it can be asked for again and is begun "
                 "only once.",
                 "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": PATTERN},
+            }
+        )
+    if row.waits:
+        parameters.append(
+            {
+                "name": "wait",
+                "in": "query",
+                "description": "`false`: answer 202 as soon as the turn is accepted, with its ids."
+                + (" Not with `stream`." if row.streams else ""),
+                "schema": {"type": "boolean", "default": True},
             }
         )
     if row.begins and row.streams:
@@ -217,7 +252,7 @@ def _without_null(schema: Json) -> Json:
 def _responses(row: Operation, references: Mapping[type, Json], *, keys: bool) -> Json:
     content: Json = {}
     if row.gives is not None:
-        content["application/json"] = {"schema": references[row.gives]}
+        content |= _json(row.gives, references)
     if row.streams:
         content["text/event-stream"] = {
             "schema": {"type": "string"},
@@ -225,6 +260,15 @@ def _responses(row: Operation, references: Mapping[type, Json], *, keys: bool) -
             "x-event-schema": {"$ref": REFS.format(model=EVENT)},
         }
     responses: Json = {"200": {"description": row.answered, "content": content}}
+    if row.waits:
+        responses["202"] = {
+            "description": "Accepted; nobody waits for the answer. It can be looked up.",
+            "content": _json(AcceptedReply, references),
+        }
+    if row.downloads:
+        content["*/*"] = {}
+        responses["206"] = {"description": "A part of the file.", "content": {"*/*": {}}}
+        responses["304"] = {"description": "The file is still what `If-None-Match` names."}
     if row.streams:
         what = "session" if row.gives is None else "turn"
         responses["204"] = {"description": f"The {what} has ended, and nothing is left to read."}
@@ -237,10 +281,18 @@ def _responses(row: Operation, references: Mapping[type, Json], *, keys: bool) -
             codes += ("not_allowed",)
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys(codes):
-        by_status.setdefault(KINDS[code].status, []).append(code)
+        kind = KINDS[code]
+        for status in (kind.status, kind.refused):
+            if status is not None:
+                by_status.setdefault(status, []).append(code)
     for status in sorted(by_status):
         responses[str(status)] = _refusal(status, by_status[status], references)
     return responses
+
+
+def _json(model: type[BaseModel], references: Mapping[type, Json]) -> Json:
+    """Return how a body of JSON is described."""
+    return {"application/json": {"schema": references[model], "example": examples()[model]}}
 
 
 def _refusal(status: int, codes: Iterable[str], references: Mapping[type, Json]) -> Json:
@@ -249,6 +301,8 @@ def _refusal(status: int, codes: Iterable[str], references: Mapping[type, Json])
         "description": f"{STATUS_NAMES[status]}\n\n{meanings}",
         "content": {"application/json": {"schema": references[ProblemReply]}},
     }
+    if "request_over" in codes:
+        described["content"] = _json(ProblemReply, references)
     if status == 401:
         described["headers"] = {
             "WWW-Authenticate": {
@@ -272,7 +326,8 @@ def _refusal(status: int, codes: Iterable[str], references: Mapping[type, Json])
 def _schemas(operations: Iterable[Operation]) -> tuple[Json, Mapping[type, Json]]:
     """Return all schemas by name, and the reference to each model's."""
     taken = {row.takes for row in operations if row.source is not Source.QUERY}
-    given = {row.gives for row in operations if row.gives is not None} | {ProblemReply}
+    given = {row.gives for row in operations if row.gives is not None}
+    given |= {AcceptedReply, ProblemReply}
     inputs: list[tuple[type, JsonSchemaMode, TypeAdapter[Any]]] = [
         *((model, "validation", TypeAdapter(model)) for model in _by_name(taken)),
         *((model, "serialization", TypeAdapter(model)) for model in _by_name(given)),
@@ -280,10 +335,19 @@ def _schemas(operations: Iterable[Operation]) -> tuple[Json, Mapping[type, Json]
     ]
     found, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFS)
     references = {model: dict(found[model, mode]) for model, mode, _ in inputs}
-    schemas = cast(Json, definitions["$defs"])
+    schemas: Json = _named(definitions["$defs"])
+    references = _named(references)
     for body in BODIES:
         name = str(references[body]["$ref"]).rpartition("/")[2]
         _describe_event(schemas[name], body)
+    for value in (asks.Rule, asks.Choice):
+        _describe(schemas[value.__name__], value)
+    _describe(schemas[ASKED], asks.Question)
+    one_event = schemas[EventReply.__name__]["properties"]["event"]
+    schemas[EventReply.__name__]["properties"]["event"] = {
+        "$ref": REFS.format(model=EVENT),
+        "description": one_event["description"],
+    }
     schemas[EVENT] = {
         "description": "What one `data:` line of a stream holds; `type` tells them apart.",
         "anyOf": [references[body] for body in BODIES],
@@ -295,9 +359,29 @@ def _by_name(models: Iterable[type[BaseModel]]) -> list[type[BaseModel]]:
     return sorted(models, key=lambda model: model.__name__)
 
 
-def _describe_event(schema: Json, body: type) -> None:
-    """Say of an event's schema what its docstring says, and what is added when it is sent."""
-    text, _, attributes = (body.__doc__ or "").partition("Attributes:")
+def _named(schemas: Mapping[Any, Json]) -> dict[Any, Json]:
+    """Return schemas under names for readers, where two types have one name."""
+
+    def renamed(value: object) -> object:
+        match value:
+            case str():
+                for name, better in NAMES.items():
+                    value = value.replace(name, better)
+                return value
+            case Mapping():
+                members = cast(Mapping[object, object], value)
+                return {renamed(name): renamed(inner) for name, inner in members.items()}
+            case list():
+                return [renamed(inner) for inner in cast(list[object], value)]
+            case _:
+                return value
+
+    return cast(dict[Any, Json], renamed(schemas))
+
+
+def _describe(schema: Json, value: type) -> None:
+    """Say of a schema what its type's docstring says."""
+    text, _, attributes = (value.__doc__ or "").partition("Attributes:")
     schema["description"] = _one_line(text)
     properties: Json = schema["properties"]
     for name, meaning in re.findall(
@@ -305,6 +389,12 @@ def _describe_event(schema: Json, body: type) -> None:
     ):
         if name in properties and "$ref" not in properties[name]:
             properties[name]["description"] = _one_line(meaning)
+
+
+def _describe_event(schema: Json, body: type) -> None:
+    """Say of an event's schema what its docstring says, and what is added when it is sent."""
+    _describe(schema, body)
+    properties: Json = schema["properties"]
     schema["required"] = sorted({*schema.get("required", ()), "type"})
     if body in WITH_SESSION:
         properties["session_id"] = {"type": "string", "description": "Whose event it is."}
@@ -313,6 +403,16 @@ def _describe_event(schema: Json, body: type) -> None:
         "type": "string",
         "description": "The turn that it belongs to; absent from the session's own events.",
     }
+    if body in LONG:
+        properties["truncated"] = {
+            "type": "boolean",
+            "const": True,
+            "description": "Something was cut off because it is long; absent otherwise.",
+        }
+        properties["full"] = {
+            "type": "string",
+            "description": "Path of the whole event, where something was cut off.",
+        }
     if body is not StreamFailed:
         schema["title"] = f"{body.__name__} event"
 

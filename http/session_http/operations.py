@@ -12,14 +12,30 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from session_http import handlers
+from session_http import asking, browsing, handlers, steering
+from session_http.asked import (
+    AnswersRequest,
+    DecisionRequest,
+    PendingParameters,
+    PermissionReply,
+    PermissionsReply,
+    QuestionReply,
+    QuestionsReply,
+)
 from session_http.call import Answer, Call
 from session_http.keyfile import Role
 from session_http.problems import TURN_CODES
 from session_http.reading import Source, read_model
 from session_http.schemas import (
     CloseReply,
+    CompactReply,
+    CompactRequest,
+    EventReply,
     EventsParameters,
+    FilesParameters,
+    FilesReply,
+    ForkReply,
+    ForkRequest,
     Health,
     Index,
     InspectReply,
@@ -28,6 +44,7 @@ from session_http.schemas import (
     MessagesParameters,
     MessagesReply,
     NoParameters,
+    PatchRequest,
     QueryReply,
     QueryRequest,
     Ready,
@@ -42,6 +59,7 @@ from session_http.schemas import (
     SupervisorReply,
     TurnReply,
     TurnsReply,
+    WithdrawReply,
 )
 from session_http.settings import OpenPaths
 
@@ -65,7 +83,9 @@ class Operation:
         gives: The model of its answer; None for a page or a stream.
         answered: What 200 means.
         streams: Whether it answers, or can answer, with Server-Sent Events.
+        downloads: Whether it answers with a file of a session's.
         begins: Whether it begins work, so that a retry needs a key to begin it only once.
+        waits: Whether it waits for a turn, unless the caller asks it not to.
         refuses: Codes that it can answer with, besides those that any operation can.
         described: Whether the description has it.
         open: Among which paths it is that may be open to callers without a key; None: none.
@@ -84,7 +104,9 @@ class Operation:
     gives: type[BaseModel] | None
     answered: str
     streams: bool
+    downloads: bool
     begins: bool
+    waits: bool
     refuses: tuple[str, ...]
     described: bool
     open: OpenPaths | None
@@ -105,7 +127,9 @@ def operation(
     tag: str = "Documentation",
     answered: str = "Success.",
     streams: bool = False,
+    downloads: bool = False,
     begins: bool = False,
+    waits: bool = False,
     refuses: tuple[str, ...] = (),
     described: bool = True,
     open: OpenPaths | None = None,  # noqa: A002  # as the row calls it
@@ -128,7 +152,9 @@ def operation(
         gives=gives,
         answered=answered,
         streams=streams,
+        downloads=downloads,
         begins=begins,
+        waits=waits,
         refuses=refuses,
         described=described,
         open=open,
@@ -141,6 +167,8 @@ HEALTH = "Health and status"
 ONE_OFF = "One-off queries"
 SESSIONS = "Conversation sessions"
 TURNS = "Turns and events"
+HUMANS = "Permissions and questions"
+FILES = "Files"
 
 _STARTS_WORK = (
     "not_authenticated",
@@ -154,6 +182,8 @@ _STARTS_SESSION = ("at_capacity", "no_workspace", "not_allowed", *_STARTS_WORK)
 _FINDS_SESSION = ("session_not_found", "session_spoiled")
 _READS_SESSION = ("store_unavailable", *_FINDS_SESSION)
 _TELLS_SESSION = (*_FINDS_SESSION, "session_closed", "queue_full")
+_FINDS_REQUEST = ("request_not_found", *_FINDS_SESSION)
+_DECIDES = ("request_over", "session_failed", "store_unavailable", *_FINDS_REQUEST, *_TELLS_SESSION)
 
 OPERATIONS: tuple[Operation, ...] = (
     operation(
@@ -199,6 +229,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tag=ONE_OFF,
         streams=True,
         begins=True,
+        waits=True,
         summary="Send a single query to Claude without conversation history",
         notes="The turn has a session of its own, which is neither listed nor counted; it stays "
         "readable under the ids in the answer for a while.",
@@ -214,8 +245,10 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=StartReply,
         tag=SESSIONS,
         begins=True,
+        waits=True,
         summary="Start a new conversation session",
-        notes="If the first message fails, the session is closed again and the failure answered.",
+        notes="If the first message fails, the session is closed again and the failure answered; "
+        "not so with `wait=false`.",
         answered="Session started.",
         refuses=_STARTS_SESSION,
         role="user",
@@ -230,10 +263,11 @@ OPERATIONS: tuple[Operation, ...] = (
         tag=SESSIONS,
         streams=True,
         begins=True,
+        waits=True,
         summary="Continue a conversation",
         notes="Claude remembers the session's earlier messages. While another turn runs, this one "
-        "waits for it.",
-        refuses=("too_many_streams", "session_failed", *_TELLS_SESSION, *_STARTS_WORK),
+        "waits for it, unless `on_busy` says otherwise.",
+        refuses=("too_many_streams", "session_failed", "busy", *_TELLS_SESSION, *_STARTS_WORK),
         role="user",
     ),
     operation(
@@ -253,12 +287,26 @@ OPERATIONS: tuple[Operation, ...] = (
     operation(
         "GET",
         "/session/{session_id}",
-        handlers.get_session,
+        steering.get_session,
         takes=NoParameters,
         gives=SessionReply,
         tag=SESSIONS,
         summary="Get session information",
         refuses=_FINDS_SESSION,
+    ),
+    operation(
+        "PATCH",
+        "/session/{session_id}",
+        steering.patch_session,
+        takes=PatchRequest,
+        source=Source.BODY,
+        gives=SessionReply,
+        tag=SESSIONS,
+        summary="Change a session's model, permission mode, title or metadata",
+        notes="In force from the next request to the model on, also in a turn that runs. Where a "
+        "live process cannot change it, the session gets another process when it rests.",
+        refuses=("not_allowed", "session_failed", "store_unavailable", *_TELLS_SESSION),
+        role="user",
     ),
     operation(
         "DELETE",
@@ -271,6 +319,68 @@ OPERATIONS: tuple[Operation, ...] = (
         notes="Answers when the process and all that it started are gone, and says how it ended.",
         answered="Session closed; from now on it is a 404.",
         refuses=_FINDS_SESSION,
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/fork",
+        steering.fork,
+        takes=ForkRequest,
+        source=Source.OPTIONAL_BODY,
+        gives=ForkReply,
+        tag=SESSIONS,
+        begins=True,
+        summary="Begin another session with the same context",
+        notes="The original is untouched. It must be at rest, and have had a turn.",
+        answered="There is another session.",
+        refuses=(
+            "busy",
+            "nothing_to_fork",
+            "turn_not_found",
+            "session_closed",
+            "at_capacity",
+            "no_workspace",
+            "quota_exceeded",
+            "draining",
+            "store_unavailable",
+            "idempotency_conflict",
+            *_FINDS_SESSION,
+        ),
+        role="user",
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/restart",
+        steering.restart,
+        takes=NoParameters,
+        gives=RestReply,
+        tag=SESSIONS,
+        summary="Try again with a session that failed",
+        notes="It goes on with its context and the turns that wait. Answers at once, with the "
+        "state that follows.",
+        refuses=(
+            "not_failed",
+            "at_capacity",
+            "quota_exceeded",
+            "draining",
+            "store_unavailable",
+            *_TELLS_SESSION,
+        ),
+        role="user",
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/compact",
+        steering.compact,
+        takes=CompactRequest,
+        source=Source.OPTIONAL_BODY,
+        gives=CompactReply,
+        tag=SESSIONS,
+        begins=True,
+        waits=True,
+        summary="Have the conversation summed up, so that there is room for more",
+        notes="A turn like any other: it waits for those before it, and costs.",
+        refuses=("session_failed", *_TELLS_SESSION, *_STARTS_WORK),
+        role="user",
     ),
     operation(
         "POST",
@@ -366,6 +476,123 @@ OPERATIONS: tuple[Operation, ...] = (
         role="user",
     ),
     operation(
+        "DELETE",
+        "/session/{session_id}/turns/{turn_id}",
+        steering.withdraw,
+        takes=NoParameters,
+        gives=WithdrawReply,
+        tag=TURNS,
+        summary="Take out a turn that waits",
+        notes="One that runs is interrupted instead, by `POST /session/{session_id}/interrupt`.",
+        answered="It never ran, and ended as interrupted.",
+        refuses=("turn_not_found", "not_queued", "store_unavailable", *_TELLS_SESSION),
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/files",
+        browsing.list_files,
+        takes=FilesParameters,
+        gives=FilesReply,
+        tag=FILES,
+        summary="List what a session has made in its private directory",
+        notes="Directories with all that is in them, those higher up first. The directory goes "
+        "with the session; one that its caller chose is not listed.",
+        refuses=("file_not_found", "no_private_files", "session_closed", *_FINDS_SESSION),
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/files/{path}",
+        browsing.get_file,
+        takes=NoParameters,
+        tag=FILES,
+        summary="Download a file that a session has made",
+        notes="As it is at the moment. No symbolic link is followed.",
+        answered="The file.",
+        downloads=True,
+        refuses=(
+            "file_not_found",
+            "no_private_files",
+            "range_not_satisfiable",
+            "session_closed",
+            *_FINDS_SESSION,
+        ),
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/permissions",
+        asking.list_permissions,
+        takes=PendingParameters,
+        gives=PermissionsReply,
+        tag=HUMANS,
+        summary="List tool calls that need a permission",
+        refuses=_FINDS_SESSION,
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/permissions/{request_id}",
+        asking.get_permission,
+        takes=NoParameters,
+        gives=PermissionReply,
+        tag=HUMANS,
+        summary="Look up a permission request, waiting or over",
+        refuses=_FINDS_REQUEST,
+        role="user",
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/permissions/{request_id}",
+        asking.decide_permission,
+        takes=DecisionRequest,
+        source=Source.BODY,
+        gives=PermissionReply,
+        tag=HUMANS,
+        summary="Allow a tool call, or do not",
+        notes="Answered once. The second answer is a 409 that shows the first.",
+        answered="The decision is stored, and the agent told.",
+        refuses=_DECIDES,
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/questions",
+        asking.list_questions,
+        takes=PendingParameters,
+        gives=QuestionsReply,
+        tag=HUMANS,
+        summary="List what the agent wants to know",
+        refuses=_FINDS_SESSION,
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/questions/{request_id}",
+        asking.get_question,
+        takes=NoParameters,
+        gives=QuestionReply,
+        tag=HUMANS,
+        summary="Look up a question, waiting or over",
+        refuses=_FINDS_REQUEST,
+        role="user",
+    ),
+    operation(
+        "POST",
+        "/session/{session_id}/questions/{request_id}",
+        asking.answer_question,
+        takes=AnswersRequest,
+        source=Source.BODY,
+        gives=QuestionReply,
+        tag=HUMANS,
+        summary="Answer a question",
+        notes="Answered once. The second answer is a 409 that shows the first.",
+        answered="The answer is stored, and the agent told.",
+        refuses=_DECIDES,
+        role="user",
+    ),
+    operation(
         "GET",
         "/session/{session_id}/events",
         handlers.session_events,
@@ -377,6 +604,19 @@ OPERATIONS: tuple[Operation, ...] = (
         "no gap and no duplicate, until the session ends. 204 if it has, and nothing is left.",
         answered="The session's events.",
         refuses=("too_many_streams", *_READS_SESSION),
+        role="user",
+    ),
+    operation(
+        "GET",
+        "/session/{session_id}/events/{event_id}",
+        handlers.get_event,
+        takes=NoParameters,
+        gives=EventReply,
+        tag=TURNS,
+        summary="Look up one event, whole",
+        notes="Streams cut what tools were given and gave back where it is long: there the event "
+        "says `truncated`, and names this path in `full`.",
+        refuses=("event_not_found", *_FINDS_SESSION),
         role="user",
     ),
     operation(

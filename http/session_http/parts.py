@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from session_http import keyfile
+from session_http import keyfile, mcpfile
+from session_http.attachments import AttachmentLimits
 from session_http.guard import LOOPBACK_NAMES
 from session_http.keys import KeyRing
 from session_http.listen import CannotListen, addresses, is_loopback
@@ -23,6 +24,7 @@ from session_supervisor.agents.claude import ClaudeAgent
 from session_supervisor.agents.claude.launch import SCRATCH
 from session_supervisor.agents.claude.models import DEFAULT_ALIASES, DEFAULT_MODEL
 from session_supervisor.errors import StoreError
+from session_supervisor.spec import JsonObject
 from session_supervisor.stores.sqlite import SqliteStore
 
 _ONLINE = ("ANTHROPIC_", "CLAUDE_CODE_USE_", "CLAUDE_CODE_OAUTH")
@@ -129,10 +131,14 @@ def http_settings(configuration: Configuration, *, local: bool) -> HttpSettings:
         open_paths=frozenset(settings.open_paths),
         cors_origins=frozenset(settings.cors_origins),
         cwd_root=settings.cwd_root,
+        attachments=AttachmentLimits(
+            count=settings.max_attachments, size=int(settings.max_attachment)
+        ),
         streams=StreamSettings(
             max_streams=settings.max_streams,
             heartbeat_s=settings.heartbeat,
             send_timeout_s=settings.send_timeout,
+            max_tool_output_bytes=int(settings.max_tool_output),
         ),
     )
 
@@ -158,6 +164,8 @@ def supervisor_config(configuration: Configuration, *, workspace: Path) -> Super
         idle_timeout_s=settings.idle_timeout,
         expiry_s=settings.expiry,
         turn_timeout_s=settings.turn_timeout,
+        on_permission=settings.on_permission,
+        permission_timeout_s=settings.permission_timeout,
         claim_s=settings.keep_idempotency_keys,
         workspace=workspace,
         watchdogs=Watchdogs(
@@ -334,12 +342,27 @@ def agent(
             confine_files=settings.confine_files,
             extra_dirs=settings.extra_dirs,
             hidden_dirs=(*_own_files(configuration, places), *settings.hidden_dirs),
+            shared_dirs=_shared_by_owners(settings.cwd_root),
             sandbox=settings.sandbox,
+            mcp_servers=mcp_servers(configuration),
             transcripts=None if store is None else store.transcripts,
             manifest=places.state.processes,
         )
     except ValueError as error:
         raise CannotServe(str(error)) from error
+
+
+def mcp_servers(configuration: Configuration) -> Mapping[str, JsonObject]:
+    """Return the MCP servers that sessions may ask for, by name.
+
+    Raises:
+        CannotServe: Their file cannot be used.
+    """
+    file = configuration.settings.mcp_config
+    try:
+        return {} if file is None else mcpfile.load(file)
+    except mcpfile.McpFileError as error:
+        raise CannotServe(f"{configuration.named('mcp_config')}: {error}") from error
 
 
 def owners_directory(base: Path, owner: str) -> Path:
@@ -354,6 +377,12 @@ def leave_the_network() -> None:
             del os.environ[name]
 
 
+def _shared_by_owners(cwd_root: Path | None) -> list[str]:
+    """Return the directory that holds those of all owners, if each has one of its own there."""
+    before, placeholder, _ = str(cwd_root or "").partition("{owner}")
+    return [os.path.dirname(before)] if placeholder else []
+
+
 def _own_files(configuration: Configuration, places: Places) -> list[Path]:
     """Return what no session may look at."""
     settings = configuration.settings
@@ -362,6 +391,8 @@ def _own_files(configuration: Configuration, places: Places) -> list[Path]:
         found += [settings.keys, settings.keys.with_name(keyfile.FIRST_KEY_FILE)]
     if settings.tls_key is not None:
         found.append(settings.tls_key)
+    if settings.mcp_config is not None:
+        found.append(settings.mcp_config)
     if configuration.file is not None:
         found.append(configuration.file.absolute())
     return found

@@ -7,6 +7,7 @@ made from it, and `problem_of` turns whatever a request ran into into a row of i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,11 +17,13 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from session_http.asked import reply_of
 from session_http.encoding import dump
 from session_supervisor.errors import (
     FailureCode,
     InvalidSpec,
     Refused,
+    RequestOver,
     Spoiled,
     StoreError,
     TurnFailed,
@@ -47,10 +50,14 @@ class Kind:
     Attributes:
         status: HTTP status.
         meaning: What it means, for the description of the API.
+        refused: HTTP status where nothing was begun, if a turn that was begun can end so, too.
+        again: When to ask the same again, where that may help; None: where it does not.
     """
 
     status: int
     meaning: str
+    refused: int | None = None
+    again: str | None = None
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -65,9 +72,19 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "not_found": Kind(404, "There is no such path."),
         "session_not_found": Kind(404, "There is no such session, or it is somebody else's."),
         "turn_not_found": Kind(404, "The session has no such turn, or no longer keeps it."),
+        "event_not_found": Kind(404, "The session has no such event, or no longer keeps it."),
+        "request_not_found": Kind(404, "Nobody was asked that, or it is no longer kept."),
+        "file_not_found": Kind(
+            404, "The session's directory has no such file, or it is none that can be read."
+        ),
         "method_not_allowed": Kind(405, "The path does not have this method; see `Allow`."),
-        "request_timeout": Kind(408, "The request's head or body did not arrive in time."),
+        "request_timeout": Kind(
+            408,
+            "The request's head or body did not arrive in time.",
+            again="at once, over a better connection",
+        ),
         "payload_too_large": Kind(413, "The body is longer than the operator allows."),
+        "range_not_satisfiable": Kind(416, "The file has no bytes in the `Range` asked for."),
         "headers_too_large": Kind(431, "The request's head is too long."),
         "unsupported_media_type": Kind(
             415, "The body is not declared as application/json, or is compressed."
@@ -76,43 +93,133 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "idempotency_conflict": Kind(
             409, "The key was used for another request, or for work that is no longer kept."
         ),
-        "busy": Kind(409, "Another turn runs, and the caller would not wait."),
+        "busy": Kind(
+            409,
+            "Another turn runs, and the caller would not wait.",
+            again="when that turn has ended",
+        ),
+        "request_over": Kind(
+            409, "It was answered before, or is over; `request` in the answer shows how."
+        ),
+        "not_queued": Kind(409, "The turn does not wait any more; interrupt it, if it runs."),
+        "nothing_to_fork": Kind(
+            409, "The session has no context that another could begin with.", again="after a turn"
+        ),
+        "no_private_files": Kind(
+            409, "The session works in a directory of its caller's choice; its files are there."
+        ),
+        "not_failed": Kind(409, "The session has not failed, and needs no restart."),
         "session_closed": Kind(409, "The session has ended; start another."),
         # Also the end of a turn that waited in the session.
-        FailureCode.SESSION_FAILED: Kind(409, "The session gave up on its agent; close it."),
-        # Limits
-        "queue_full": Kind(429, "Too much waits in the session already."),
-        "quota_exceeded": Kind(429, "The caller has as much at once as it may have."),
-        "too_many_requests": Kind(429, "The key was used as often in a minute as it may be."),
-        "at_capacity": Kind(503, "There are as many sessions or processes as there may be."),
-        "too_many_connections": Kind(503, "There are as many connections as there may be."),
-        "too_many_streams": Kind(503, "There are as many open streams as there may be."),
-        "store_unavailable": Kind(503, "The server cannot store anything at the moment."),
-        "no_workspace": Kind(503, "The server cannot make a directory for the session."),
-        "draining": Kind(
-            503, "The server is shutting down. A turn that is named waits, and runs under the next."
+        FailureCode.SESSION_FAILED: Kind(
+            409, "The session gave up on its agent; restart or close it."
         ),
-        "not_authenticated": Kind(503, "The server has no Claude credential."),
+        # Limits
+        "queue_full": Kind(
+            429, "Too much waits in the session already.", again="after `retry_after` seconds"
+        ),
+        "quota_exceeded": Kind(
+            429,
+            "The caller has as much at once as it may have.",
+            again="after `retry_after` seconds, when something of the caller's has ended",
+        ),
+        "too_many_requests": Kind(
+            429,
+            "The key was used as often in a minute as it may be.",
+            again="after `retry_after` seconds",
+        ),
+        "at_capacity": Kind(
+            503,
+            "There are as many sessions or processes as there may be.",
+            again="after `retry_after` seconds",
+        ),
+        "too_many_connections": Kind(
+            503,
+            "There are as many connections as there may be.",
+            again="after `retry_after` seconds",
+        ),
+        "too_many_streams": Kind(
+            503,
+            "There are as many open streams as there may be.",
+            again="after `retry_after` seconds",
+        ),
+        "store_unavailable": Kind(
+            503,
+            "The server cannot store anything at the moment.",
+            again="after `retry_after` seconds",
+        ),
+        "no_workspace": Kind(
+            503,
+            "The server cannot make a directory for the session.",
+            again="after `retry_after` seconds, when the operator has looked",
+        ),
+        "draining": Kind(
+            503,
+            "The server is shutting down. A turn that is named waits, and runs under the next.",
+            again="after `retry_after` seconds",
+        ),
+        "not_authenticated": Kind(
+            503,
+            "The server has no Claude credential.",
+            again="after `retry_after` seconds, when the operator has seen to it",
+        ),
         # How a turn can end without an answer
-        FailureCode.RATE_LIMITED: Kind(502, "The upstream limits the rate of requests."),
-        FailureCode.OVERLOADED: Kind(502, "The upstream is overloaded."),
-        FailureCode.UPSTREAM_ERROR: Kind(502, "The upstream failed."),
+        FailureCode.RATE_LIMITED: Kind(
+            502,
+            "The upstream limits the rate of requests.",
+            refused=429,
+            again="after `retry_after` seconds where they are known, otherwise in some minutes",
+        ),
+        FailureCode.OVERLOADED: Kind(
+            502, "The upstream is overloaded.", again="in some seconds, waiting longer each time"
+        ),
+        FailureCode.UPSTREAM_ERROR: Kind(
+            502, "The upstream failed.", again="in some seconds; not where the answer was too long"
+        ),
         FailureCode.AUTHENTICATION_FAILED: Kind(502, "The upstream refused our credential."),
         FailureCode.BILLING: Kind(502, "The upstream refused for want of payment."),
         FailureCode.UPSTREAM_REFUSED: Kind(502, "The upstream called the request invalid."),
         FailureCode.MODEL_NOT_FOUND: Kind(502, "The upstream does not know the model."),
         FailureCode.CONTEXT_FULL: Kind(502, "The conversation no longer fits into the model."),
+        FailureCode.REFUSED: Kind(502, "The model refused to answer."),
+        FailureCode.NO_STRUCTURED_OUTPUT: Kind(
+            502,
+            "The answer did not meet `output_schema`.",
+            again="at once, perhaps with a simpler schema",
+        ),
         FailureCode.START_FAILED: Kind(502, "The agent's process did not come up."),
-        FailureCode.CRASHED: Kind(502, "The agent's process died in the turn."),
-        FailureCode.STALLED: Kind(502, "The agent went silent and was stopped."),
-        FailureCode.TIMEOUT: Kind(504, "The turn took longer than it was allowed to."),
+        FailureCode.CRASHED: Kind(
+            502,
+            "The agent's process died in the turn.",
+            again="at once, where what its tools did may be done twice",
+        ),
+        FailureCode.STALLED: Kind(
+            502,
+            "The agent went silent and was stopped.",
+            again="at once, where what its tools did may be done twice",
+        ),
+        FailureCode.TIMEOUT: Kind(
+            504,
+            "The turn took longer than it was allowed to.",
+            again="at once, with a longer `timeout_s`",
+        ),
         FailureCode.MAX_TURNS: Kind(409, "The turn reached its limit of model round trips."),
-        FailureCode.BUDGET: Kind(409, "The turn reached its limit of cost."),
+        FailureCode.BUDGET: Kind(
+            409, "The session, or its owner, has spent all that it may.", refused=403
+        ),
         FailureCode.AGENT_TURN_LIMIT: Kind(409, "The agent began too many turns by itself."),
         FailureCode.CLOSED: Kind(409, "The session was closed before the turn ended."),
-        FailureCode.DRAINED: Kind(503, "The server shut down before the turn could run."),
+        FailureCode.DRAINED: Kind(
+            503,
+            "The server shut down before the turn could run.",
+            again="after `retry_after` seconds",
+        ),
         "session_spoiled": Kind(500, "What is stored of the session is damaged; delete it."),
-        FailureCode.INTERNAL: Kind(500, "The server made a mistake; its log says more."),
+        FailureCode.INTERNAL: Kind(
+            500,
+            "The server made a mistake; its log says more.",
+            again="once; then the operator must look",
+        ),
     }
 )
 """Every code that an answer, or the `error` event of a stream, can carry."""
@@ -145,6 +252,8 @@ class Problem:
         errors: One by one what is wrong with the request's fields.
         session_id: The session that it is about, where there is one to go on with.
         turn_id: The turn that it is about.
+        request: What was asked of a human, where that is over.
+        refused: Whether nothing was begun.
         headers: Further headers of the answer.
     """
 
@@ -154,12 +263,15 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
     session_id: str | None = None
     turn_id: str | None = None
+    request: Mapping[str, object] | None = None
+    refused: bool = False
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def status(self) -> int:
         """Its HTTP status."""
-        return KINDS[self.code].status
+        kind = KINDS[self.code]
+        return kind.refused if self.refused and kind.refused is not None else kind.status
 
     def body(self) -> dict[str, object]:
         """Return what is answered; optional members only where they say something."""
@@ -172,6 +284,7 @@ class Problem:
             or None,
             "session_id": self.session_id,
             "turn_id": self.turn_id,
+            "request": self.request,
         }
         return {
             "detail": _cut(self.detail, LONGEST_DETAIL),
@@ -240,9 +353,18 @@ def problem_of(error: Exception) -> Problem | None:
         case InvalidSpec():
             fields = (FieldError(field=error.field, message=error.reason),)
             return Problem(code=_known(error.code), detail=str(error), errors=fields)
+        case RequestOver():
+            return Problem(
+                code=_known(error.code),
+                detail=str(error),
+                request=reply_of(error.request).model_dump(mode="json"),
+            )
         case Refused():
             return Problem(
-                code=_known(error.code), detail=str(error), retry_after=error.retry_after
+                code=_known(error.code),
+                detail=str(error),
+                retry_after=error.retry_after,
+                refused=True,
             )
         case Spoiled():
             return Problem(code="session_spoiled", detail=str(error))
@@ -279,30 +401,74 @@ def unforeseen(request_id: str) -> Problem:
     )
 
 
-def invalid(error: ValidationError, known: Iterable[str]) -> InvalidRequest:
+def invalid(
+    error: ValidationError,
+    known: Iterable[str],
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> InvalidRequest:
     """Return what a model's validation found, in the words of the API.
 
     Args:
         error: From validating a request.
         known: Names of the fields that there are.
+        elsewhere: What to do instead of giving another, by its name.
     """
     names = ", ".join(known) or "none"
-    return InvalidRequest(_field_error(one, names) for one in error.errors(include_url=False))
+    found = error.errors(include_url=False)
+    # A field may be of several types: what counts is what is wrong with the one that was meant.
+    meant = [one for one in found if not _is_of_another_type(one)]
+    places = [_place(one) for one in meant]
+    for one in found:
+        if one not in meant and not any(place.startswith(_place(one)) for place in places):
+            meant.append(one)
+    return InvalidRequest(_field_error(one, names, elsewhere) for one in meant)
 
 
-def _field_error(error: ErrorDetails, known: str) -> FieldError:
+_TYPE = re.compile(r"constrained-str|(?:tuple|dict)\[.+\]")
+"""How the validation calls a type, where a field may be of several."""
+
+
+def _is_of_another_type(error: ErrorDetails) -> bool:
+    place = error["loc"]
+    return error["type"].endswith("_type") and bool(place) and _is_type(place, len(place) - 1)
+
+
+def _is_type(place: tuple[int | str, ...], at: int) -> bool:
+    part = place[at]
+    if isinstance(part, int) or at == 0:
+        return False
+    return _TYPE.fullmatch(part) is not None or place[: at + 1] == ("remember", "bool")
+
+
+def _place(error: ErrorDetails) -> str:
+    """Return the name of a field, with dots and indices, and without types."""
     name = ""
-    for part in error["loc"]:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+    for at, part in enumerate(error["loc"]):
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not _is_type(error["loc"], at):
+            name += f".{part}" if name else part
+    return name
+
+
+def _field_error(error: ErrorDetails, known: str, elsewhere: Mapping[str, str]) -> FieldError:
+    name = _place(error)
     match error["type"]:
         case "extra_forbidden":
-            message = f"unknown field; there are: {known}"
+            # Within another field, the names that there are are others.
+            there_are = f"; there are: {known}" if len(error["loc"]) == 1 else ""
+            message = elsewhere.get(name, f"unknown field{there_are}")
         case "missing":
             message = "is required"
         case "value_error":
             message = str(error.get("ctx", {}).get("error", error["msg"]))
         case "model_type" | "model_attributes_type" | "dict_type":
-            message = "the body must be a JSON object"
+            message = "must be a JSON object" if name else "the body must be a JSON object"
+        case "too_long" | "too_short":
+            limits, least = error.get("ctx", {}), error["type"] == "too_short"
+            count = limits["min_length"] if least else limits["max_length"]
+            unit = "characters" if isinstance(error["input"], str) else "items"
+            message = f"must have at {'least' if least else 'most'} {count} {unit}"
         case _:
             message = error["msg"][:1].lower() + error["msg"][1:]
     return FieldError(field=name, message=message)

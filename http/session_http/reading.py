@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from session_http.problems import FieldError, InvalidRequest, ProblemError, invalid, refuse
+from session_http.schemas import Request
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def read_model(model: type[M], raw: bytes, source: Source) -> M:
     try:
         if source is Source.QUERY:
             return model.model_validate(_parameters(raw))
-        if not raw.strip() and source is Source.OPTIONAL_BODY:
+        if not raw.strip(b" \t\r\n") and source is Source.OPTIONAL_BODY:  # blank, for JSON
             return model.model_validate({})
         _refuse_many_parts(raw, model)
         found = model.model_validate_json(raw)
@@ -66,7 +67,8 @@ def read_model(model: type[M], raw: bytes, source: Source) -> M:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
             raise _not_json(first.get("ctx", {}).get("error", first["msg"]), raw) from None
-        raise invalid(error, model.model_fields) from None
+        elsewhere = model.elsewhere if issubclass(model, Request) else None
+        raise invalid(error, model.model_fields, elsewhere or {}) from None
     # Once it fits the model, it is neither deep nor full of parts, and Python's parser can have it.
     json.loads(raw, object_pairs_hook=_refuse_repeated)
     return found

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from signal import Signals
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import (
@@ -23,12 +24,14 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from session_http.encoding import rfc3339
+from session_http.files import FileKind
 from session_supervisor.agents.port import Exit
 from session_supervisor.errors import Failure
 from session_supervisor.lifecycle import State
-from session_supervisor.messages import InterruptOutcome
+from session_supervisor.messages import InterruptOutcome, OnBusy
 from session_supervisor.results import Origin, Outcome, Phase, TurnRecord, TurnResult
-from session_supervisor.spec import PermissionMode, SessionKind
+from session_supervisor.spec import OnPermission, PermissionMode, SessionKind
 
 NOT_BLANK = r"[^\s\x1c-\x1f\x85\ufeff]"
 """What a prompt must have some of: neither Python nor JavaScript, and so Claude Code, calls it a
@@ -49,6 +52,12 @@ def _is_path(path: str) -> str:
     return path
 
 
+def _is_text(text: str) -> str:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must be text, without a NUL character or half of a surrogate pair")
+    return text
+
+
 def _only_digits(number: object) -> object:
     if isinstance(number, str) and not (number.isascii() and number.isdigit()):
         # Else `1_0` would be 10, and `1.0` or ` 1` would be 1, which no server has sent.
@@ -56,20 +65,34 @@ def _only_digits(number: object) -> object:
     return number
 
 
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _whole(value: object) -> object:
+    # To JSON, 2.0 is a whole number, too.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
+
+def _is_short(text: str) -> str:
+    # What a process is started with may have so many bytes and no more.
+    if len(text.encode()) > LONGEST_SYSTEM_PROMPT:
+        raise ValueError(f"must have at most {LONGEST_SYSTEM_PROMPT} bytes")
+    return text
+
+
+LONGEST_SYSTEM_PROMPT = 100_000
+"""Bytes of UTF-8."""
 
 Prompt: TypeAlias = Annotated[
     str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": NOT_BLANK})
 ]
 Time: TypeAlias = Annotated[
     datetime,
-    PlainSerializer(_rfc3339, return_type=str),
+    PlainSerializer(rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """RFC 3339, in UTC, with a Z."""
 
+PIXEL_EXAMPLE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+)
 UUID_EXAMPLE = "550e8400-e29b-41d4-a716-446655440000"
 TURN_EXAMPLE = "0b9f0c8e-6f0a-4d53-9c0e-3f4f1f0f2a11"
 TIME_EXAMPLE = "2025-10-14T10:30:00.000Z"
@@ -88,6 +111,10 @@ CostUsd: TypeAlias = Annotated[
 ]
 Denials: TypeAlias = Annotated[
     tuple[JsonValue, ...], Field(description="Tool calls that were denied.")
+]
+StructuredOutput: TypeAlias = Annotated[
+    JsonValue,
+    Field(description="The answer as JSON, where an `output_schema` was given and met."),
 ]
 RoundTrips: TypeAlias = Annotated[int, Field(description="Model round trips.", examples=[1])]
 
@@ -136,6 +163,141 @@ TimeoutS: TypeAlias = Annotated[
         "up and answered with 504. Without it the operator's limit holds.",
     ),
 ]
+PlainText: TypeAlias = Annotated[
+    str, AfterValidator(_is_text), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})
+]
+"""Text that can be stored, and be an argument of a program."""
+
+SystemPrompt: TypeAlias = Annotated[
+    Annotated[
+        PlainText,
+        Field(min_length=1, max_length=LONGEST_SYSTEM_PROMPT),
+        AfterValidator(_is_short),
+    ]
+    | None,
+    Field(
+        description="Replaces Claude Code's own instructions to the model.",
+        examples=["You are a terse reviewer of Python."],
+    ),
+]
+MaxTurns: TypeAlias = Annotated[
+    Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_whole)] | None,
+    Field(description="Most model round trips in one turn.", examples=[20]),
+]
+MaxBudgetUsd: TypeAlias = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="Most that all turns of the session may cost, in US dollars. A turn that "
+        "reaches it is stopped, and no further one is begun.",
+        examples=[2.5],
+    ),
+]
+OutputSchema: TypeAlias = Annotated[
+    Mapping[str, JsonValue] | None,
+    Field(
+        description="JSON Schema (draft 7) of an object that the answer has to be; it is then in "
+        "`structured_output`. References within itself only.",
+        examples=[
+            {
+                "type": "object",
+                "properties": {"answer": {"type": "integer"}},
+                "required": ["answer"],
+            }
+        ],
+    ),
+]
+McpServers: TypeAlias = Annotated[
+    Annotated[
+        tuple[Annotated[PlainText, Field(min_length=1, max_length=128)], ...],
+        Field(max_length=32, fail_fast=True),
+    ]
+    | None,
+    Field(
+        description="Names of the MCP servers whose tools the session has, from those that the "
+        "operator has set up.",
+    ),
+]
+Thinking: TypeAlias = Annotated[
+    bool | None,
+    Field(
+        description="Whether the model thinks, and the stream tells of it; as Claude Code does by "
+        "itself if omitted."
+    ),
+]
+Title: TypeAlias = Annotated[
+    Annotated[PlainText, Field(max_length=200)] | None,
+    Field(description="What its owner calls it.", examples=["Migration to Docker"]),
+]
+Metadata: TypeAlias = Annotated[
+    Annotated[
+        Mapping[
+            Annotated[PlainText, Field(min_length=1, max_length=64)],
+            Annotated[PlainText, Field(max_length=1024)],
+        ],
+        Field(max_length=32),
+    ]
+    | None,
+    Field(
+        description="What its owner notes about it: up to 32 names with a text each.",
+        examples=[{"ticket": "OPS-7"}],
+    ),
+]
+Policy: TypeAlias = Annotated[
+    OnPermission | None,
+    Field(
+        description="What happens to a tool call that needs a permission, and to a question: "
+        "`ask` waits for somebody to answer under `/permissions` or `/questions`, `deny` goes on "
+        "without."
+    ),
+]
+PermissionTimeoutS: TypeAlias = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=30 * 86_400,
+        allow_inf_nan=False,
+        description="Seconds that somebody has to answer; then it is denied. Without it the "
+        "operator's limit holds.",
+    ),
+]
+Busy: TypeAlias = Annotated[
+    OnBusy | None,
+    Field(
+        description="Where another turn runs or waits: `queue` waits behind it, `reject` is a 409, "
+        "`interrupt` stops the running one and comes next. `queue` if omitted."
+    ),
+]
+
+
+class AttachmentRequest(BaseModel):
+    """An image or a document that goes with a prompt."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    data: str = Field(
+        min_length=1,
+        description="Its bytes, in base64 with padding and without line breaks: a PNG, JPEG, GIF "
+        "or WebP image or a PDF.",
+        examples=[PIXEL_EXAMPLE],
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+    media_type: str | None = Field(
+        default=None,
+        description="What it is. It is found out from the bytes: another one is a 400.",
+        examples=["image/png"],
+    )
+    name: Annotated[PlainText, Field(min_length=1, max_length=255)] | None = Field(
+        default=None, description="What its owner calls it.", examples=["pixel.png"]
+    )
+
+
+Attachments: TypeAlias = Annotated[
+    Annotated[tuple[AttachmentRequest, ...], Field(max_length=1000, fail_fast=True)] | None,
+    Field(description="Images and documents that go with the prompt."),
+]
 RestS: TypeAlias = Annotated[float | None, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)]
 """How long something may rest, in seconds."""
 
@@ -144,9 +306,43 @@ RestS: TypeAlias = Annotated[float | None, Field(gt=0, le=366 * 86_400, allow_in
 
 
 class Request(BaseModel):
-    """What requests have in common."""
+    """What requests have in common.
+
+    Attributes:
+        elsewhere: What to do instead of giving a field that does not belong here, by its name.
+    """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+    elsewhere: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+
+FIXED: tuple[str, ...] = (
+    "allowed_tools",
+    "cwd",
+    "expiry_s",
+    "idle_timeout_s",
+    "max_budget_usd",
+    "max_turns",
+    "mcp_servers",
+    "output_schema",
+    "system_prompt",
+    "thinking",
+)
+"""What is decided once, when a session starts."""
+
+CHANGEABLE: tuple[str, ...] = ("model", "permission_mode", "title", "metadata")
+"""What a PATCH changes."""
+
+WITH_EACH_QUERY: tuple[str, ...] = (
+    "on_busy",
+    "on_permission",
+    "permission_timeout_s",
+    "timeout_s",
+)
+"""What is said anew with each query."""
+
+OURS: tuple[str, ...] = ("session_id", "owner", "state", "created_at", "total_cost_usd")
+"""What callers only read."""
 
 
 class QueryRequest(Request):
@@ -159,12 +355,35 @@ class QueryRequest(Request):
     allowed_tools: AllowedTools = None
     permission_mode: Mode = None
     cwd: Cwd = None
+    system_prompt: SystemPrompt = None
+    max_turns: MaxTurns = None
+    max_budget_usd: MaxBudgetUsd = None
+    output_schema: OutputSchema = None
+    mcp_servers: McpServers = None
+    thinking: Thinking = None
+    title: Title = None
+    metadata: Metadata = None
+    attachments: Attachments = None
+    on_permission: Policy = None
+    permission_timeout_s: PermissionTimeoutS = None
     stream: Stream = None
     timeout_s: TimeoutS = None
 
 
 class StartRequest(Request):
     """A new conversation."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"attachments": {"anyOf": [{"type": "null"}, {"maxItems": 0}]}}},
+                {
+                    "required": ["initial_prompt"],
+                    "properties": {"initial_prompt": {"type": "string"}},
+                },
+            ]
+        }
+    )
 
     initial_prompt: Prompt | None = Field(
         default=None,
@@ -177,6 +396,17 @@ class StartRequest(Request):
     allowed_tools: AllowedTools = None
     permission_mode: Mode = None
     cwd: Cwd = None
+    system_prompt: SystemPrompt = None
+    max_turns: MaxTurns = None
+    max_budget_usd: MaxBudgetUsd = None
+    output_schema: OutputSchema = None
+    mcp_servers: McpServers = None
+    thinking: Thinking = None
+    title: Title = None
+    metadata: Metadata = None
+    attachments: Attachments = None
+    on_permission: Policy = None
+    permission_timeout_s: PermissionTimeoutS = None
     timeout_s: TimeoutS = None
     idle_timeout_s: RestS = Field(
         default=None,
@@ -193,12 +423,74 @@ class StartRequest(Request):
 class SessionQueryRequest(Request):
     """The next message of a conversation."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(FIXED, "is fixed when the session starts; give it to /session/start"),
+        **dict.fromkeys(
+            CHANGEABLE,
+            "belongs to the whole session; give it to /session/start, or PATCH the session",
+        ),
+    }
+
     prompt: Prompt = Field(
         description="Follow-up question or instruction.",
         examples=["How do I install it?"],
         min_length=1,
     )
+    attachments: Attachments = None
+    on_busy: Busy = None
+    on_permission: Policy = None
+    permission_timeout_s: PermissionTimeoutS = None
     stream: Stream = None
+    timeout_s: TimeoutS = None
+
+
+class PatchRequest(Request):
+    """What to change in a session; what is left out stays."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            FIXED, "cannot be changed: it is fixed when the session starts. Start another one"
+        ),
+        **dict.fromkeys(
+            WITH_EACH_QUERY, "cannot be changed for the whole session; give it with each query"
+        ),
+        **dict.fromkeys(OURS, "is the server's, and cannot be changed"),
+    }
+
+    model: Model = None
+    permission_mode: Mode = None
+    title: Title = Field(default=None, description="What its owner calls it; empty: nothing.")
+    metadata: Metadata = Field(
+        default=None,
+        description="What its owner notes about it, in place of all that was noted.",
+    )
+
+
+class ForkRequest(Request):
+    """What the new session is to have; the body may be left out."""
+
+    turn_id: str | None = Field(
+        default=None,
+        description="The last turn whose context it has; without it, all of them.",
+        examples=[TURN_EXAMPLE],
+    )
+    title: Title = None
+    metadata: Metadata = None
+    copy_workspace: bool | None = Field(
+        default=None,
+        description="Whether it gets a copy of the files in the private directory. Without it, it "
+        "begins with an empty one.",
+    )
+
+
+class CompactRequest(Request):
+    """How to sum up; the body may be left out."""
+
+    instructions: Annotated[PlainText, Field(min_length=1, max_length=10_000)] | None = Field(
+        default=None,
+        description="What the summary should keep.",
+        examples=["Keep the names of all files."],
+    )
     timeout_s: TimeoutS = None
 
 
@@ -245,6 +537,15 @@ class SessionsParameters(Parameters):
     )
 
 
+class FilesParameters(Parameters):
+    """Which files are listed."""
+
+    path: Annotated[str, Field(max_length=4096)] = Field(
+        default="", description="Directory to list, from the session's own; left out, that one."
+    )
+    limit: int = Field(default=1000, ge=1, le=10_000, description="Most files and directories.")
+
+
 class MessagesParameters(Parameters):
     """Which messages are listed."""
 
@@ -272,6 +573,7 @@ class Reply(BaseModel):
     """What answers have in common."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+    http_status: ClassVar[int] = 200
 
 
 class Health(Reply):
@@ -314,6 +616,7 @@ class QueryReply(Reply):
     turn_id: TurnId
     outcome: AnswerOutcome
     permission_denials: Denials = ()
+    structured_output: StructuredOutput = None
 
 
 class StartReply(Reply):
@@ -329,6 +632,7 @@ class StartReply(Reply):
     turn_id: str | None = Field(default=None, description="The first turn, if there was a prompt.")
     outcome: AnswerOutcome | None = Field(default=None, description="How the first turn ended.")
     permission_denials: Denials = ()
+    structured_output: StructuredOutput = None
 
 
 class SessionQueryReply(Reply):
@@ -345,6 +649,22 @@ class SessionQueryReply(Reply):
     num_turns: RoundTrips
     total_cost_usd: CostUsd
     permission_denials: Denials = ()
+    structured_output: StructuredOutput = None
+
+
+class AcceptedReply(Reply):
+    """The turn was accepted; nobody waits for its answer."""
+
+    http_status: ClassVar[int] = 202
+
+    status: Literal["accepted"] = "accepted"
+    session_id: SessionId
+    turn_id: TurnId
+    position: int | None = Field(
+        description="Turns in front of it, the running one included; null where an earlier request "
+        "with the same key had begun it.",
+        examples=[0],
+    )
 
 
 class InterruptReply(Reply):
@@ -368,6 +688,65 @@ class SessionReply(Reply):
     model: str = Field(description="The model asked for, else the operator's default.")
     state: str = Field(description="Where it is in its life.", examples=["idle"])
     owner: str = Field(description="Whose it is.", examples=["local"])
+    permission_mode: PermissionMode = Field(
+        description="What happens to tools that are not allowed outright."
+    )
+    title: str | None = Field(
+        description="What its owner calls it; null for others.", examples=["Migration to Docker"]
+    )
+    metadata: Mapping[str, str] = Field(
+        description="What its owner notes about it; empty for others.",
+        examples=[{"ticket": "OPS-7"}],
+    )
+    total_cost_usd: float = Field(
+        description="What its turns have cost so far, in US dollars.", examples=[0.012]
+    )
+    pending: int = Field(
+        description="Permission requests and questions that wait for somebody.", examples=[0]
+    )
+
+
+class ForkReply(Reply):
+    """There is another session with the same context."""
+
+    session_id: str = Field(description="The new session.", examples=[UUID_EXAMPLE])
+    status: Literal["forked"] = "forked"
+    created_at: Time = Field(description="When it was made.", examples=[TIME_EXAMPLE])
+    forked_from: str = Field(
+        description="The session whose context it has; it is as it was.", examples=[UUID_EXAMPLE]
+    )
+    forked_after: str | None = Field(
+        description="The last turn whose context it has; null: all.", examples=[TURN_EXAMPLE]
+    )
+
+
+class CompactReply(Reply):
+    """The conversation takes less room in the model's context."""
+
+    session_id: SessionId
+    turn_id: str = Field(description="The turn in which it was summed up.", examples=[TURN_EXAMPLE])
+    outcome: AnswerOutcome
+    duration_ms: DurationMs
+    total_cost_usd: CostUsd
+
+
+class WithdrawReply(Reply):
+    """The turn was taken out, and never ran."""
+
+    status: Literal["withdrawn"] = "withdrawn"
+    session_id: SessionId
+    turn_id: TurnId
+
+
+class EventReply(Reply):
+    """One event, whole."""
+
+    session_id: SessionId
+    id: int = Field(description="Its id.", examples=[17])
+    at: Time = Field(description="When it was said.", examples=[TIME_EXAMPLE])
+    event: Mapping[str, JsonValue] = Field(
+        description="As the stream says it, with nothing cut off."
+    )
 
 
 class SessionsReply(Reply):
@@ -421,6 +800,13 @@ class CloseReply(Reply):
     )
 
 
+class ContextReply(Reply):
+    """How full the model's context is."""
+
+    tokens: int = Field(description="What the conversation takes.", examples=[12_000])
+    max_tokens: int = Field(description="What there is room for.", examples=[200_000])
+
+
 class TreeProcess(Reply):
     """One process of a session."""
 
@@ -467,6 +853,12 @@ class InspectReply(Reply):
     next_timer: str | None = Field(description="What happens next if nothing else does.")
     next_timer_s: float | None = Field(description="In how many seconds.")
     last_event_id: int = Field(description="Id of its newest event.")
+    pending: tuple[str, ...] = Field(
+        description="Permission requests and questions that wait for somebody."
+    )
+    context: ContextReply | None = Field(
+        description="How full the model's context is; null where nobody knows."
+    )
 
 
 class SupervisedSession(Reply):
@@ -543,6 +935,13 @@ class TurnSummary(Reply):
     error: TurnError | None = Field(description="Why there is no answer, if there is none.")
 
 
+class AttachmentReply(Reply):
+    """What went with a prompt."""
+
+    media_type: str = Field(description="What it is.", examples=["image/png"])
+    name: str | None = Field(description="What its owner calls it.")
+
+
 class TurnReply(TurnSummary):
     """A turn."""
 
@@ -553,6 +952,11 @@ class TurnReply(TurnSummary):
     usage: Mapping[str, JsonValue] | None = Field(description="Tokens, as the upstream counts.")
     stop_reason: str | None
     permission_denials: Denials
+    structured_output: StructuredOutput
+    attachments: tuple[AttachmentReply, ...] = Field(description="What went with the prompt.")
+    on_permission: OnPermission = Field(
+        description="What happens to tool calls that need a permission."
+    )
 
 
 class TurnsReply(Reply):
@@ -579,36 +983,37 @@ class Message(Reply):
     )
 
 
+class SessionFile(Reply):
+    """Something in a session's directory."""
+
+    path: str = Field(
+        description="Where, from that directory; to download it by.", examples=["out/report.md"]
+    )
+    kind: FileKind = Field(description="What it is; only a `file` can be downloaded.")
+    size: int | None = Field(description="Bytes of a file.", examples=[1234])
+    modified_at: Time | None = Field(
+        description="When it last changed; null if it says what is no time.",
+        examples=[TIME_EXAMPLE],
+    )
+
+
+class FilesReply(Reply):
+    """What is in a session's private directory."""
+
+    session_id: SessionId
+    files: tuple[SessionFile, ...]
+    count: int
+    truncated: bool = Field(
+        description="Whether there is more. A directory is listed alone with `path`."
+    )
+
+
 class MessagesReply(Reply):
     """The transcript of a session, oldest first."""
 
     session_id: SessionId
     messages: tuple[Message, ...]
     has_more: bool = Field(description="Whether there are more after the last of these.")
-
-
-class FieldProblem(Reply):
-    """What is wrong with one field of a request."""
-
-    field: str = Field(description="Its name; empty for the whole body.")
-    message: str
-
-
-class ProblemReply(Reply):
-    """Why a request was not served."""
-
-    detail: str = Field(description="What happened and what to do, for people.")
-    code: str = Field(description="What happened, for programs.")
-    retry_after: float | None = Field(
-        default=None, description="Seconds after which trying again makes sense."
-    )
-    errors: tuple[FieldProblem, ...] | None = Field(
-        default=None, description="What is wrong with the request, field by field."
-    )
-    session_id: str | None = Field(
-        default=None, description="Whose turn failed, or goes on without the caller."
-    )
-    turn_id: str | None = Field(default=None, description="That turn; it can be looked up.")
 
 
 def _signal_name(number: int) -> str:
@@ -650,6 +1055,11 @@ def turn_reply(record: TurnRecord) -> TurnReply:
         usage=None if spent is None else spent.usage,
         stop_reason=None if spent is None else spent.stop_reason,
         permission_denials=() if spent is None else spent.permission_denials,
+        structured_output=None if spent is None else spent.structured_output,
+        attachments=tuple(
+            AttachmentReply(media_type=one.media_type, name=one.name) for one in record.attachments
+        ),
+        on_permission=record.on_permission,
     )
 
 

@@ -6,11 +6,14 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from session_http.attachments import AttachmentLimits
 from session_http.sse import StreamSettings
 
 OpenPaths: TypeAlias = Literal["health", "docs"]
 """Paths that may be open to callers without a key: `/health` and `/ready`; `/`, `/docs`, `/redoc`,
 `/openapi.json` and what the pages load."""
+
+MAX_TOOL_OUTPUT_BYTES = 16 * 2**10
 
 OPEN_PATHS: frozenset[OpenPaths] = frozenset({"health", "docs"})
 
@@ -31,6 +34,7 @@ class HttpSettings:
         open_paths: What callers without a key may look at, where the others need one.
         cors_origins: Origins (`https://app.example`) whose pages may use the server from a browser,
             or `*` for all, which is for servers with keys only; empty: none.
+        attachments: What may go with a prompt.
         streams: How Server-Sent Events are sent.
     """
 
@@ -41,4 +45,7 @@ class HttpSettings:
     open_paths: frozenset[OpenPaths] = OPEN_PATHS
     cors_origins: frozenset[str] = frozenset()
     cwd_root: str | os.PathLike[str] | None = None
-    streams: StreamSettings = field(default_factory=StreamSettings)
+    attachments: AttachmentLimits = field(default_factory=AttachmentLimits)
+    streams: StreamSettings = field(
+        default_factory=lambda: StreamSettings(max_tool_output_bytes=MAX_TOOL_OUTPUT_BYTES)
+    )

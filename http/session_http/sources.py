@@ -35,7 +35,7 @@ _NOT_OURS = frozenset(
     }
 )
 
-_PATHS = ("tls_cert", "tls_key", "keys", "workspace", "cwd_root", "state_dir")
+_PATHS = ("tls_cert", "tls_key", "keys", "mcp_config", "workspace", "cwd_root", "state_dir")
 _PATH_LISTS = ("extra_dirs", "hidden_dirs")
 
 

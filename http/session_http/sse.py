@@ -22,7 +22,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from session_http.frames import CHUNK, PING, StreamFailed, chunks, frame
+from session_http.frames import CHUNK, PING, Cut, StreamFailed, chunks, frame
 from session_http.keys import Validity
 from session_http.problems import refuse
 from session_http.reading import ClientGone
@@ -48,12 +48,15 @@ class StreamSettings:
         send_timeout_s: Seconds that a client may read nothing of what was sent, before it is
             dropped.
         retry_ms: Milliseconds after which a browser comes back to a stream that broke.
+        max_tool_output_bytes: Longest input and result of a tool in an event. What is longer is
+            cut, and the event says under which path of the API it is whole; None: nothing is cut.
     """
 
     max_streams: int = 4096
     heartbeat_s: float = 15.0
     send_timeout_s: float = 60.0
     retry_ms: int = 2000
+    max_tool_output_bytes: int | None = None
 
 
 class Streams:
@@ -153,6 +156,7 @@ class EventStreamResponse(Response):
         self.background = background
         self.init_headers(HEADERS)
         self._root_path = ""
+        self._cut: Cut | None = None
         self._stream = stream
         self._settings = settings or StreamSettings()
         self._validity = validity
@@ -167,6 +171,8 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it to its end, or until the client is gone."""
         self._root_path = scope.get("root_path", "")
+        most = self._settings.max_tool_output_bytes
+        self._cut = None if most is None else Cut(most=most, root_path=self._root_path)
         try:
             await send(
                 {
@@ -239,7 +245,7 @@ class EventStreamResponse(Response):
         return await self._farewell()
 
     async def _send_batch(self, send: Send, batch: Sequence[Event]) -> None:
-        for piece in chunks(batch, session_id=self._session_id):
+        for piece in chunks(batch, session_id=self._session_id, cut=self._cut):
             await self._send(send, piece)
 
     async def _farewell(self) -> bytes:

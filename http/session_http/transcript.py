@@ -62,6 +62,8 @@ def _unknown() -> InvalidRequest:
 
 
 def _messages(turn: TurnRecord) -> Iterator[Message]:
+    if turn.command:  # to Claude Code, not to the model
+        return
     if turn.origin is Origin.USER:
         yield Message(
             id=_id(turn, "user"),

@@ -182,6 +182,7 @@ OpenPaths: TypeAlias = Annotated[
 ]
 KeyFile: TypeAlias = Annotated[PathTo, BeforeValidator(_no_keys)]
 StoreKind: TypeAlias = Annotated[Literal["sqlite", "memory"], Expects("sqlite or memory")]
+OnPermission: TypeAlias = Annotated[Literal["ask", "deny"], Expects("ask or deny")]
 LogLevel: TypeAlias = Annotated[
     Literal["debug", "info", "warning", "error"], Expects("debug, info, warning or error")
 ]

@@ -499,11 +499,14 @@ def test_only_the_named_tools_exist_and_they_run_without_asking(
         assert not list(server.folder.rglob(not_mine))
 
 
-def test_the_default_mode_denies_what_would_need_asking_and_lists_it(
+def test_where_nobody_is_asked_the_default_mode_denies_what_would_need_it_and_lists_it(
     client: Client, server: Server
 ) -> None:
     name = f"{uuid.uuid4()}.txt"
-    with client.session() as path:
+    once = client.post("/query", prompt=f"{bash(f'touch {name}')} [[say I tried.]]")
+    assert once["response"] == "I tried."
+    assert [one["tool_name"] for one in once["permission_denials"]] == ["Bash"]
+    with client.session(on_permission="deny") as path:
         for prompt, tool in (
             (call("Write", file_path=name, content="no"), "Write"),
             (bash(f"touch {name}"), "Bash"),

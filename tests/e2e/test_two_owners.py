@@ -33,7 +33,7 @@ from session_supervisor.agents.claude import ClaudeAgent, sandbox
 from session_supervisor.lifecycle import State
 from session_supervisor.spec import PermissionMode
 from tests.e2e.offline import offline_model
-from tests.e2e.sse import Client
+from tests.e2e.sse import Client, Event, Streamed
 
 pytestmark = [
     pytest.mark.e2e,
@@ -243,8 +243,12 @@ def prompt_of(calls: list[Call]) -> str:
 
 
 def outcomes(client: Client, path: str, prompt: str) -> list[tuple[str, bool, str]]:
-    """Make the model call tools; return their inputs, whether they failed, and what they said."""
-    stream = client.stream(path, prompt)
+    """Make the model call tools; return their inputs, whether they failed, and what they said.
+
+    A human is there who allows everything that is asked.
+    """
+    with client.open(path, prompt) as events:
+        stream = Streamed(events=tuple(_allowing(client, path, events)))
     assert stream.end["type"] == "done", stream.end
     calls = {one.data["tool_use_id"]: one.data for one in stream.of("tool_use")}
     return [
@@ -256,6 +260,13 @@ def outcomes(client: Client, path: str, prompt: str) -> list[tuple[str, bool, st
         for result in (one.data for one in stream.of("tool_result"))
         if (name := calls[result["tool_use_id"]]["name"]) not in ("Task", "Agent")
     ]
+
+
+def _allowing(client: Client, path: str, events: Iterator[Event]) -> Iterator[Event]:
+    for event in events:
+        if event.type == "permission_request":
+            client.post(f"{path}/permissions/{event.data['request_id']}", decision="allow")
+        yield event
 
 
 def links(cwd: Path, ben: Ben) -> Iterator[Path]:

@@ -27,6 +27,7 @@ class Keys:
         roles: tuple[Role, ...] = ("user",),
         max_sessions: int | None = None,
         max_turns: int | None = None,
+        budget_usd: float | None = None,
         requests_per_minute: int | None = None,
     ) -> NewKey:
         """Make a key, and let it hold."""
@@ -35,6 +36,7 @@ class Keys:
             roles=roles,
             max_sessions=max_sessions,
             max_turns=max_turns,
+            budget_usd=budget_usd,
             requests_per_minute=requests_per_minute,
         )
         self.made[name or owner] = made

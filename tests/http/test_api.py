@@ -15,7 +15,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from session_http.credentials import CredentialState, Watched
+from session_http.examples import examples
 from session_http.operations import OPERATIONS
+from session_http.reading import Source
 from session_http.settings import HttpSettings
 from session_http.sse import StreamSettings
 from session_supervisor import RestartPolicy, SupervisorConfig
@@ -615,18 +617,36 @@ async def test_assets_are_served_with_their_types_and_only_they() -> None:
 # -- the whole table ---------------------------------------------------------------------------
 
 
+ELSEWHERE = {
+    # What needs a session in which somebody is asked, a turn waits, or which has failed: the tests
+    # of humans and of steering do these.
+    "get_permission",
+    "decide_permission",
+    "get_question",
+    "answer_question",
+    "withdraw",
+    "restart",
+    # What needs a file.
+    "get_file",
+}
+
+
 async def test_every_operation_of_the_table_answers_what_it_describes() -> None:
     async with api() as one:
         session = (await one.client.post("/session/start", json={"initial_prompt": "hi"})).json()
         for _ in range(2):  # one to be deleted, one to be read to its end
             await one.client.post("/query", json={"prompt": "hi"})
-        values = {**session, "name": "docs.js"}
+        values = {**session, "name": "docs.js", "event_id": 1}
         answered: list[tuple[str, str]] = []
         for row in OPERATIONS:
+            if row.name in ELSEWHERE:
+                continue
             path = row.path.format(**values)
             if row.method == "DELETE" or row.path.endswith("/events"):
                 path = row.path.format(session_id=oneoff(one))
             bodies: list[dict[str, Any] | None] = [None]
+            if row.source is Source.BODY:
+                bodies = [examples()[row.takes]]
             if "prompt" in row.takes.model_fields:
                 bodies = [{"prompt": "hi", "stream": stream} for stream in (False, True)]
             for body in bodies:
@@ -635,7 +655,7 @@ async def test_every_operation_of_the_table_answers_what_it_describes() -> None:
                 streamed = response.headers["content-type"].startswith("text/event-stream")
                 assert streamed is (row.streams and (body is None or body["stream"]))
             answered.append((row.method, row.path))
-        assert len(answered) == len(OPERATIONS)
+        assert len(answered) == len(OPERATIONS) - len(ELSEWHERE)
 
 
 def oneoff(one: Api) -> str:

@@ -164,9 +164,13 @@ def an_example(one: Setting) -> Any:
         case tuple():
             return ["health"]
         case str():
-            return {"host": "::1", "store": "memory", "log_level": "error", "log_format": "json"}[
-                one.name
-            ]
+            return {
+                "host": "::1",
+                "store": "memory",
+                "on_permission": "deny",
+                "log_level": "error",
+                "log_format": "json",
+            }[one.name]
         case _:
             return int(one.value) + 1
 

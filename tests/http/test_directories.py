@@ -247,7 +247,7 @@ async def test_a_file_system_that_does_not_answer_holds_up_nobody_else(tree: Tre
 
     settings = HttpSettings(cwd_root=tree.top / "yard")
     async with world(settings=settings) as here, in_process(here.app) as client:
-        with patch("session_http.handlers.resolve_cwd", slow):
+        with patch("session_http.work.resolve_cwd", slow):
             async with asyncio.TaskGroup() as tasks:
                 waiting = tasks.create_task(ask(client, WORK[0], "ada"))
                 await eventually(asked.is_set)

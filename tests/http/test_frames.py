@@ -53,6 +53,7 @@ def test_a_terminal_event_names_session_and_turn() -> None:
         ("duration_ms", 1),
         ("num_turns", 1),
         ("total_cost_usd", 0.1),
+        ("structured_output", None),
         ("session_id", "s"),
         ("turn_id", "t"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from session_http import keyfile
+from session_http.examples import examples
 from session_http.frames import CHUNK
 from session_http.keyfile import KeyFileError, Role
 from session_http.keys import ANONYMOUS, KeyRing, NoKey, Principal
 from session_http.operations import OPERATIONS
 from session_http.problems import ProblemError
 from session_http.rates import WINDOW_S
+from session_http.reading import Source
 from session_http.settings import HttpSettings
 from session_http.sse import StreamSettings
 from session_supervisor import Quota
@@ -231,7 +234,7 @@ def test_requests_of_one_key_are_limited_and_a_reload_forgets_none(keys: Keys) -
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "HEAD", "BREW"])
 async def test_without_a_key_nobody_learns_what_there_is(keys: Keys, method: str) -> None:
     keys.add("ann")
-    paths = [row.path.format(session_id="s", turn_id="t") for row in CLOSED]
+    paths = [re.sub(r"{\w+}", "s", row.path) for row in CLOSED]
     async with served(keys) as one:
         answers = set[tuple[int, bytes]]()
         for path in (*paths, "/nothing", "/session/s/nothing", "/assets", "/docs/"):
@@ -336,10 +339,10 @@ async def test_a_role_is_needed_for_what_it_is_for(keys: Keys, roles: tuple[Role
     keys.add("ann", roles=roles)
     async with served(keys) as one:
         for row in CLOSED:
-            path = row.path.format(session_id="s", turn_id="t")
-            body = None if row.method == "GET" else {"prompt": "fast"}
-            if row.name == "start":
-                body = {}
+            path = re.sub(r"{\w+}", "s", row.path)
+            body: Any = None if row.source is Source.QUERY else {}
+            if row.source is Source.BODY:
+                body = examples()[row.takes] | ({"prompt": "fast"} if row.begins else {})
             response = await one.client.request(row.method, path, json=body, headers=keys.of("ann"))
             if row.role is not None and row.role not in roles:
                 assert (response.status_code, response.json()["code"]) == (403, "not_allowed")

@@ -11,15 +11,15 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from pydantic import BaseModel
 
+from session_http.examples import examples
 from session_http.operations import OPERATIONS, Operation
 from session_http.reading import Source
-from session_supervisor.agents.scripted import Pause, Say, ScriptedAgent, by_prompt
+from session_supervisor.agents.scripted import Say, ScriptedAgent, UseTool, by_prompt
+from session_supervisor.asks import Request
 from tests.http.contract import judged
 from tests.http.keyring import Keys
 from tests.http.servers import World, eventually, on_hypercorn, world
@@ -37,12 +37,16 @@ CHANGES = frozenset({"x-request-id", "server-timing", "date"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoOwners:
-    """Ann has a session with an ended, a running and a queued turn, and a one-off; Bob has none."""
+    """Ann has a session with an ended, a running and a queued turn, and a one-off; Bob has none.
+
+    The running turn waits for somebody to allow a tool call.
+    """
 
     world: World
     client: httpx.AsyncClient
     keys: Keys
     session_id: str
+    request_id: str
     ids: Mapping[str, list[str]]
 
     async def facts(self) -> object:
@@ -52,23 +56,17 @@ class TwoOwners:
         return (
             sessions,
             [await supervisor.get(one.session_id).turns() for one in sessions],
+            [await supervisor.get(one.session_id).requests() for one in sessions],
             supervisor.usage("ann"),
             supervisor.usage("bob"),
             self.world.app.open_streams,
         )
 
     async def ask(self, row: Operation, ids: Mapping[str, str]) -> httpx.Response:
-        body = None if row.source is Source.QUERY else body_of(row.takes)
+        # A body that is valid, so that nothing but the owner can be in its way.
+        body = None if row.source is Source.QUERY else examples()[row.takes]
         path = re.sub(r"{(\w+)}", lambda found: ids[found[1]], row.path)
         return await self.client.request(row.method, path, json=body, headers=self.keys.of("bob"))
-
-
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a request that is valid, so that nothing but the owner can be in its way."""
-    body: dict[str, Any] = {
-        name: "slow" for name, field in model.model_fields.items() if field.is_required()
-    }
-    return model.model_validate(body).model_dump(exclude_unset=True)
 
 
 @asynccontextmanager
@@ -76,7 +74,8 @@ async def two_owners(directory: Path) -> AsyncGenerator[TwoOwners]:
     keys = Keys(directory)
     keys.add("ann")
     keys.add("bob")
-    agent = ScriptedAgent(by_prompt({"slow": [Say("one"), Pause(60.0)], "fast": [Say("done")]}))
+    asks = UseTool("Bash", input={"command": "ls"}, asks=True)
+    agent = ScriptedAgent(by_prompt({"slow": [Say("one"), asks], "fast": [Say("done")]}))
     async with (
         world(agent=agent, authenticate=keys.ring.authenticate) as one,
         on_hypercorn(one) as address,
@@ -86,14 +85,21 @@ async def two_owners(directory: Path) -> AsyncGenerator[TwoOwners]:
         reply = await client.post("/session/start", json={"initial_prompt": "fast"}, headers=ann)
         session = one.supervisor.get(reply.json()["session_id"])
         one_off = await client.post("/query", json={"prompt": "fast"}, headers=ann)
-        running = await session.query("slow")
+        await session.query("slow", on_permission="ask")
         await session.query("slow")
-        await eventually(lambda: running.record().text == "one")
+        found: list[Request] = []
+
+        async def asked() -> bool:
+            found[:] = await session.requests(pending=True)
+            return bool(found)
+
+        await eventually(asked)
         yield TwoOwners(
             world=one,
             client=client,
             keys=keys,
             session_id=session.session_id,
+            request_id=found[0].request_id,
             ids={
                 session.session_id: [turn.turn_id for turn in (await session.turns())],
                 one_off.json()["session_id"]: [one_off.json()["turn_id"]],
@@ -115,12 +121,16 @@ def told(response: httpx.Response, session_id: str) -> tuple[object, ...]:
 async def test_anothers_session_is_one_that_never_was(row: Operation, tmp_path: Path) -> None:
     async with two_owners(tmp_path) as both:
         before = await both.facts()
-        expected = told(await both.ask(row, {"session_id": NEVER, "turn_id": NEVER}), NEVER)
+        never = {"session_id": NEVER, "turn_id": NEVER, "request_id": NEVER}
+        never |= {"event_id": "1", "path": "a"}
+        expected = told(await both.ask(row, never), NEVER)
         assert expected[0] == 404
         for session_id, turn_ids in both.ids.items():
             for turn_id in (NEVER, *turn_ids):
-                response = await both.ask(row, {"session_id": session_id, "turn_id": turn_id})
-                assert told(response, session_id) == expected
+                for request_id in (NEVER, both.request_id):
+                    ids = {"session_id": session_id, "turn_id": turn_id, "request_id": request_id}
+                    response = await both.ask(row, never | ids)
+                    assert told(response, session_id) == expected
         assert await both.facts() == before
 
 
@@ -131,7 +141,16 @@ async def test_the_owner_itself_does_reach_them(tmp_path: Path) -> None:
             if row.method != "GET" or row.gives is None:
                 continue
             for session_id, turn_ids in both.ids.items():
-                path = row.path.format(session_id=session_id, turn_id=turn_ids[0])
+                # The one-off has ended, with its files, and nobody was asked anything in it.
+                here = "{request_id}" in row.path or "/files" in row.path
+                if here and (session_id != both.session_id or "/questions" in row.path):
+                    continue
+                path = row.path.format(
+                    session_id=session_id,
+                    turn_id=turn_ids[0],
+                    request_id=both.request_id,
+                    event_id=1,
+                )
                 response = await both.client.get(path, headers=both.keys.of("ann"))
                 assert response.status_code == 200
 

@@ -296,7 +296,7 @@ async def test_head_and_options(served: Served) -> None:
     assert (head.status_code, head.content) == (200, b"")
     options = await served.client.options("/session/x")
     assert (options.status_code, options.content) == (204, b"")
-    assert options.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert options.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH"
     session = (await served.client.post("/session/start", json={})).json()
     events = await served.client.head(f"/session/{session['session_id']}/events")
     assert (events.status_code, events.content) == (200, b"")

@@ -98,6 +98,10 @@ def test_a_byte_order_mark_is_called_one(encoding: str) -> None:
 
 def test_an_optional_body_may_be_missing() -> None:
     assert read_model(InterruptRequest, b"", Source.OPTIONAL_BODY) == InterruptRequest()
+    assert read_model(InterruptRequest, b" \r\n\t", Source.OPTIONAL_BODY) == InterruptRequest()
+    for raw in (b"\x0b", b"\x0c", b"\0", b"\xa0"):
+        with pytest.raises(ProblemError):
+            read_model(InterruptRequest, raw, Source.OPTIONAL_BODY)
 
 
 def test_null_is_as_if_the_field_were_not_there() -> None:

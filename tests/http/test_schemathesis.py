@@ -27,9 +27,21 @@ from tests.http.explore import Report, examples, explore
 from tests.http.keyring import Keys
 from tests.http.servers import World, world
 
+pytestmark = pytest.mark.timeout(400)  # of all that is explored, at once, on a busy machine
+
 TOOLS = ("Bash", "Edit", "Glob", "Grep", "Read", "Write")
 SETTINGS = HttpSettings(streams=StreamSettings(heartbeat_s=0.05))
 DESCRIBED = [f"{row.method} {row.path}" for row in OPERATIONS if row.described]
+OF_A_MOMENT = (
+    # What there is only while somebody is asked, while a turn waits, or after a failure.
+    "{request_id}",
+    "DELETE /session/{session_id}/turns/{turn_id}",
+    "POST /session/{session_id}/restart",
+    "POST /session/{session_id}/fork",
+    # And what needs an id or a name that no answer has told.
+    "{event_id}",
+    "/files/{path}",
+)
 
 
 def script(prompt: Prompt, _conversation: Conversation) -> Iterable[Step]:
@@ -119,7 +131,8 @@ def test_every_phase_asked_something(explored: Explored) -> None:
 @pytest.mark.parametrize("label", DESCRIBED)
 def test_every_operation_was_asked_well_and_badly(explored: Explored, label: str) -> None:
     statuses = explored.report.statuses(label)
-    assert 200 in statuses, "it was never asked for anything that it has"
+    found = 200 in statuses or any(part in label for part in OF_A_MOMENT)
+    assert found, "it was never asked for anything that it has"
     takes = "{" in label or label.startswith("POST")
     assert statuses & {400, 404} or not takes, "it was never asked badly"
 

@@ -25,6 +25,8 @@ def test_the_real_server_does_what_its_description_says(tmp_path: Path) -> None:
             url=server.url,
             tools=TOOLS,
             models="^[a-z]+$",
+            answer={"type": "object", "properties": {"answer": {"type": "integer"}}},
+            servers=0,
             most=4,
             boundaries=False,
             listen_s=1.0,

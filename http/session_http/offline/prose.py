@@ -73,10 +73,24 @@ def quoted_results(results: Sequence[ToolResult]) -> str:
     )
 
 
+_DEPTH = 20
+"""Schemas that refer to themselves are followed so far."""
+
+
 def filled(schema: JsonValue, text: str) -> JsonValue:
     """The smallest sensible value of a JSON schema; strings are made of the text's first words."""
-    if not isinstance(schema, dict):
+    return _filled(schema, text, schema, _DEPTH)
+
+
+def _filled(schema: JsonValue, text: str, root: JsonValue, depth: int) -> JsonValue:
+    if not isinstance(schema, dict) or not depth:
         return None
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        found = root
+        for step in reference.split("/")[1:]:
+            found = found.get(step) if isinstance(found, dict) else None
+        return _filled(found, text, root, depth - 1)
     if "const" in schema:
         return schema["const"]
     choices = schema.get("enum")
@@ -85,7 +99,9 @@ def filled(schema: JsonValue, text: str) -> JsonValue:
     properties = schema.get("properties")
     match schema.get("type"):
         case "object" if isinstance(properties, dict):
-            return {name: filled(inner, text) for name, inner in properties.items()}
+            return {
+                name: _filled(inner, text, root, depth - 1) for name, inner in properties.items()
+            }
         case "object":
             return {}
         case "array":
