@@ -9,6 +9,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ def bash(command: str, **more: bool) -> str:
     return f"[[tool Bash {json.dumps({'command': command, 'description': 'd', **more})}]]"
 
 
+def question(text: str, *, several: bool) -> dict[str, object]:
+    options = [{"label": label, "description": f"as {label}"} for label in ("red", "blue")]
+    return {"question": text, "header": "h", "options": options, "multiSelect": several}
+
+
+QUESTIONS = [question("Which?", several=True), question("How many?", several=False)]
+
 PROMPTS = Prompts(
     say=lambda text: f"[[say {text}]]",
     blocks=lambda blocks: " ".join(f"[[say {block}]]" for block in blocks),
@@ -50,6 +58,13 @@ PROMPTS = Prompts(
     fail_code=FailureCode.UPSTREAM_REFUSED,
     giant=lambda size: f"[[big bytes={size}]]",
     alone=bash("sleep 1", run_in_background=True) + " [[say It runs.]]",
+    permission=lambda word: bash(f"echo {word} > made; cat made") + " [[say Well.]]",
+    permission_tool="Bash",
+    permission_input=lambda word: {"command": f"echo {word} > made; cat made"},
+    question=f"[[tool AskUserQuestion {json.dumps({'questions': QUESTIONS})}]] [[say I see.]]",
+    edit=f"[[tool Write {json.dumps({'file_path': 'made', 'content': 'x'})}]]",
+    form="Is it so?",
+    no_form="[[say no form]] [[stop reason=end_turn]]",
 )
 
 
@@ -76,6 +91,11 @@ class ClaudeHarness(AgentHarness):
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint(owner="local", cwd=str(self._cwd), permission_mode="bypassPermissions")
+
+    def elsewhere(self) -> Fingerprint:
+        folder = self._cwd.with_name("elsewhere")
+        folder.mkdir(exist_ok=True)
+        return replace(self.fingerprint(), cwd=str(folder))
 
     def without_program(self) -> Agent:
         return ClaudeAgent(cli_path="/nowhere/claude")
