@@ -13,6 +13,7 @@ file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -98,6 +99,8 @@ class Mirror:
         self._task: asyncio.Task[None] | None = None
         self._lost = False
         self._conversations = set[str]() if conversation is None else {conversation}
+        self._printed = dict[str, set[str]]()
+        """Of each file, the ids of the lines that the CLI said that it had written."""
 
     def catch_up(self, paths: Iterable[str]) -> None:
         """Have what the store may lack of files copied before anything else is."""
@@ -110,6 +113,7 @@ class Mirror:
             return
         self._size += len(json.dumps(entries))
         self._pending.append((path, entries))
+        self._printed.setdefault(path, set()).update(filter(None, map(uuid_of, entries)))
         if self._size > _MOST:
             self._torn.update(dict.fromkeys(path for path, _ in self._pending))
             self._forget_pending()
@@ -138,7 +142,11 @@ class Mirror:
         self._lost = True
 
     async def aclose(self) -> frozenset[str]:
-        """Store what is left, for a while; return the conversations that are there completely."""
+        """Store what is left, for a while; return the conversations that are here completely.
+
+        Which is: in the store, and in the CLI's own files. A full disk may have kept lines out of
+        these, of which the CLI says nothing.
+        """
         if (self._torn or self._pending) and (self._task is None or self._task.done()):
             self._begin()  # the store may have come to itself since
         done = await self.flush(_CLOSE_S)
@@ -147,6 +155,9 @@ class Mirror:
             await asyncio.wait({self._task})
         if self._lost or self._torn or self._pending or not done:
             return frozenset()
+        for path, printed in self._printed.items():
+            if self._key(path) is not None and not await asyncio.to_thread(_has, path, printed):
+                return frozenset()
         return frozenset(self._conversations)
 
     def _begin(self) -> None:
@@ -257,6 +268,21 @@ def _missing(path: str, stored: list[Any]) -> list[Any]:
     last = max((n for n, one in enumerate(stored) if uuid_of(one) is not None), default=-1)
     rest = stored[last + 1 :]
     return [entry for entry in lines if entry not in rest]
+
+
+def _has(path: str, uuids: set[str]) -> bool:
+    """Whether a file has a whole line of each id."""
+    missing = set(uuids)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if not missing:
+                    break
+                with contextlib.suppress(ValueError):
+                    missing.discard(uuid_of(json.loads(line)) or "")
+    except OSError:
+        return False
+    return not missing
 
 
 def uuid_of(entry: Mapping[str, Any]) -> str | None:

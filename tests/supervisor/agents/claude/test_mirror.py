@@ -122,7 +122,23 @@ async def test_what_the_store_refuses_is_kept_though_the_file_lacks_it(
     original.path.write_text("")  # the disk is full
     assert await mirror.flush(HANGS_S, refused_s=HANGS_S)
     assert await store.load(KEY) == original.written
-    assert await mirror.aclose() == {"c"}
+    assert await mirror.aclose() == frozenset(), "the file is not complete"
+
+
+@pytest.mark.parametrize(
+    "left", ["", '{"uuid": "a"}\n', '{"uuid": "a"}\n{"uu{"uuid": "b"}\n', None]
+)
+async def test_a_conversation_whose_file_lacks_lines_is_not_complete(
+    store: Store, original: Original, left: str | None
+) -> None:
+    mirror = Mirror(store, projects=original.projects)
+    mirror.accept(original.write("a", "B", "b"))
+    if left is None:
+        original.path.unlink()
+    else:
+        original.path.write_text(left)
+    assert await mirror.aclose() == frozenset()
+    assert await store.load(KEY) == original.written
 
 
 async def test_a_store_that_refuses_is_not_waited_for_without_end(
