@@ -237,7 +237,8 @@ Metadata: TypeAlias = Annotated[
             Annotated[PlainText, Field(min_length=1, max_length=64)],
             Annotated[PlainText, Field(max_length=1024)],
         ],
-        Field(max_length=32),
+        # A pattern says what a name may hold; without this, a name of another kind fits as well.
+        Field(max_length=32, json_schema_extra={"additionalProperties": False}),
     ]
     | None,
     Field(

@@ -180,8 +180,9 @@ def _is_contradiction(failure: Failure, recorder: ScenarioRecorder, case_id: str
     if not isinstance(failure, RejectedPositiveData) or response is None:
         return False
     refused = [error["field"] for error in response.json().get("errors", ())]
-    wants_stream = isinstance(case.body, Mapping) and cast(Json, case.body).get("stream") is True
-    return refused == ["wait"] and wants_stream and case.query["wait"] in (False, "false")
+    if refused != ["wait"]:
+        return False
+    return case.body["stream"] is True and case.query["wait"] in (False, "false")
 
 
 def _with_what_only_the_operator_knows(

@@ -23,6 +23,7 @@ from tests.http.hostile.siege import Siege
 pytestmark = pytest.mark.anyio
 
 WITH_BODY = [row for row in OPERATIONS if row.source is not Source.QUERY]
+WITH_METADATA = [row for row in WITH_BODY if "metadata" in row.takes.model_fields]
 WITH_PARAMETERS = [row for row in OPERATIONS if row.source is Source.QUERY]
 REQUIRED = {"prompt": "hi", "decision": "deny"}
 """What a request needs, where it has such a field, besides the one that is wrong."""
@@ -56,6 +57,7 @@ VALUES: tuple[object, ...] = (
     ["a"] * 300,
     dict[str, object](),
     {"a": 1},
+    {"\0": "a"},
     {"prompt": "a"},
     [dict[str, object]()],
 )
@@ -103,6 +105,13 @@ async def test_a_wrong_value_of_a_field_is_refused_by_its_name(
                 assert re.split(r"[.\[]", error["field"])[0] == field, (field, value, answer)
             assert len(answer.body) < 10_000
     await siege.goes_on()
+
+
+@pytest.mark.parametrize("row", WITH_METADATA, ids=lambda row: row.name)
+def test_the_description_has_no_room_for_names_that_are_refused(row: Operation) -> None:
+    assert not is_wrong(row.takes, "metadata", {"a": "b"})
+    for name in ("", "\0", "x" * 65):
+        assert is_wrong(row.takes, "metadata", {name: "b"}), name
 
 
 @pytest.mark.parametrize("row", WITH_BODY, ids=lambda row: row.name)
