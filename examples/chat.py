@@ -967,6 +967,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = Server(options.url, options.key)
     server.on_trouble = lambda text: terminal.dim(f"({text})")
     chat = None
+    # A shell may have started us with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         chat = begin(server, terminal, options)
         terminal.dim("/help says what can be typed.")

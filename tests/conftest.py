@@ -27,7 +27,10 @@ FAILED = pytest.StashKey[bool]()
 os.environ[MARKER] = f"{os.getpid()}-{uuid.uuid4()}"
 
 # `--hypothesis-profile=long` looks further, where a test does not say itself how far.
-settings.register_profile("long", max_examples=1_000)
+settings.register_profile("long", max_examples=1_000, deadline=None)
+# How long an example takes says more about the machine than about the example.
+settings.register_profile("usual", deadline=None)
+settings.load_profile("usual")
 
 
 @pytest.fixture(scope="session")

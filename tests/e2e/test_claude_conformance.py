@@ -98,7 +98,7 @@ class ClaudeHarness(AgentHarness):
         return replace(self.fingerprint(), cwd=str(folder))
 
     def without_program(self) -> Agent:
-        return ClaudeAgent(cli_path="/nowhere/claude")
+        return ClaudeAgent(cli_path="/nowhere/claude", allow_bypass_permissions=True)
 
     def crash(self, process: AgentProcess) -> None:
         self._signal(process, signal.SIGKILL)
