@@ -112,8 +112,9 @@ class Mirror:
         if not isinstance(path, str) or not isinstance(entries, list) or not entries:
             return
         self._size += len(json.dumps(entries))
-        self._pending.append((path, entries))
-        self._printed.setdefault(path, set()).update(filter(None, map(uuid_of, entries)))
+        lines: list[Any] = entries
+        self._pending.append((path, lines))
+        self._printed.setdefault(path, set()).update(filter(None, map(uuid_of, lines)))
         if self._size > _MOST:
             self._torn.update(dict.fromkeys(path for path, _ in self._pending))
             self._forget_pending()
