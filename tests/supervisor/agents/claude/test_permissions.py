@@ -229,7 +229,7 @@ class TestHook:
             cwd=str(tmp_path / "cwd"),
             scratch=str(tmp_path / "scratch"),
             hidden_dirs=[str(tmp_path / "hidden")],
-            shared_dirs=[str(tmp_path / "shared")],
+            shared_dirs=[str(tmp_path / "everybodys")],
             asks=True,
         )
 
@@ -260,7 +260,7 @@ class TestHook:
             "own": None,
             "../file": "ask",
             "../hidden/file": "deny",
-            "../shared/file": "deny",
+            "../everybodys/file": "deny",
             "../.claude.json": "deny",
             f"{'../' * 20}proc/version": "deny",
         }.items():
