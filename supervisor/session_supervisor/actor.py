@@ -1418,8 +1418,14 @@ class Actor:
         # Not before the process has taken it, or will be replaced: a turn that is asked for then
         # has what is new.
         if telling := self._configure_process():
-            telling.add_done_callback(lambda _: message.reply.settle(settings))
+            telling.add_done_callback(lambda _: self._answer_unless_over(message, settings))
         else:
+            message.reply.settle(settings)
+
+    @staticmethod
+    def _answer_unless_over(message: Configure, settings: Settings) -> None:
+        # Where the session has ended meanwhile, its caller has heard that.
+        if not message.settled:
             message.reply.settle(settings)
 
     def _configure_process(self) -> asyncio.Task[None] | None:
