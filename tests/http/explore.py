@@ -40,7 +40,7 @@ PATIENCE_S = 20.0
 
 def examples() -> int:
     """Return how many random requests to make of each operation."""
-    return settings().max_examples // 5
+    return settings().max_examples // 4
 
 
 @dataclass(slots=True, kw_only=True)
