@@ -1257,6 +1257,11 @@ class Actor:
         resumed = self._core.agent_session_id is not None
         if isinstance(error, ResumeNotFound) and resumed and not self._core.has_context:
             # It died before its first prompt was on record: there is nothing to resume.
+            logger.info(
+                "session %s begins its conversation anew: nothing was completed in the one before",
+                self._core.session_id,
+                extra={"session_id": self._core.session_id},
+            )
             self._core.agent_session_id = None
             self._start_process()
         elif isinstance(error, (ResumeNotFound, AgentMissing)):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -185,6 +187,44 @@ async def test_a_store_that_fails_does_not_make_the_session_begin_anew(
         with pytest.raises(AgentStartFailed, match="later"):
             await agent.spawn(world.fingerprint(), resume=conversation)
     async with talking(agent, world.fingerprint(), resume=conversation) as talk:
+        assert "marzipan" in (await talk.ask("What was it?")).blocks[0]
+
+
+@pytest.mark.parametrize("where", ["load", "mend"])
+async def test_a_conversation_is_not_gone_on_with_before_its_file_is_whole(
+    world: World, store: SqliteStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What was said then would leave aside for good what the file lacks."""
+    agent = world.agent(transcripts=store.transcripts)
+    async with talking(agent, world.fingerprint()) as talk:
+        await talk.ask("Remember marzipan.")
+        conversation = conversation_of(talk)
+    (path,) = (path for path in files(world) if path.suffix == ".jsonl")
+    path.write_text("")
+    other = world.agent(transcripts=store.transcripts)
+    with monkeypatch.context() as full:
+        if where == "load":
+            full.setattr(SqliteTranscripts, "load", AsyncMock(side_effect=StoreError("no")))
+        else:
+            full.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "no")))
+        with pytest.raises(AgentStartFailed, match="later"):
+            await other.spawn(world.fingerprint(), resume=conversation)
+        with pytest.raises(AgentStartFailed, match="later"):
+            await other.fork(world.fingerprint(), conversation, into=world.fingerprint())
+    async with talking(other, world.fingerprint(), resume=conversation) as talk:
+        assert "marzipan" in (await talk.ask("What was it?")).blocks[0]
+
+
+async def test_a_copy_that_is_damaged_keeps_nobody_from_going_on_with_the_file(
+    world: World, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = world.agent(transcripts=store.transcripts)
+    async with talking(agent, world.fingerprint()) as talk:
+        await talk.ask("Remember marzipan.")
+        conversation = conversation_of(talk)
+    other = world.agent(transcripts=store.transcripts)
+    monkeypatch.setattr(SqliteTranscripts, "load", AsyncMock(side_effect=ValueError("no")))
+    async with talking(other, world.fingerprint(), resume=conversation) as talk:
         assert "marzipan" in (await talk.ask("What was it?")).blocks[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -128,6 +129,23 @@ async def test_a_conversation_that_holds_anything_is_never_begun_anew(
         process.die()
         await asyncio.sleep(5)
         assert session.state is State.FAILED
+
+
+@virtual()
+async def test_a_conversation_that_holds_nothing_is_begun_anew_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent = ManualAgent()
+    async with one_session(agent) as (_, session, process):
+        await session.query("x", turn_id="t")
+        process.say(Initialized(agent_session_id="c", model="m"), TurnBegan(prompt_ids=("t",)))
+        await asyncio.sleep(0.1)
+        agent.resume_error = ResumeNotFound("never heard of it")
+        process.die()
+        await asyncio.sleep(5)
+        assert "begins its conversation anew" in caplog.text
+        assert session.state is not State.FAILED
 
 
 # -- turns -------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from session_supervisor.agents.claude import (
 )
 from session_supervisor.agents.claude.asking import Rules
 from session_supervisor.agents.claude.census import Census
+from session_supervisor.agents.claude.chains import whole
 from session_supervisor.agents.claude.configdir import ConfigDir
 from session_supervisor.agents.claude.confinement import CHANGES, TOOLS, Confinement
 from session_supervisor.agents.claude.credentials import (
@@ -161,8 +162,9 @@ class ClaudeAgent:
                 callers choose where to work. Of what lies there and is not a session's own, nobody
                 is asked.
             transcripts: Gets a copy of every transcript as it grows, from which a conversation goes
-                on where the CLI's own files are gone: any `SessionStore` of the SDK's, such as
-                `SqliteStore.transcripts`. None: there are only the files.
+                on where the CLI's own files are gone, or lack what it could not write: any
+                `SessionStore` of the SDK's, such as `SqliteStore.transcripts`. None: there are
+                only the files, as the CLI left them.
             manifest: Directory that lists the processes that run, so that `recover` can end those
                 that a killed predecessor left. One agent at a time may use it. None: no list.
             max_line: Longest message of the CLI, bytes. The SDK's own limit, 1 MiB, is less than
@@ -378,9 +380,16 @@ class ClaudeAgent:
             source = await self._conversation(
                 self._config_of(fingerprint), fingerprint.cwd, agent_session_id
             )
+            transcripts = self._transcripts
+            if (
+                transcripts is not None
+                and agent_session_id not in self._complete
+                and await asyncio.to_thread(source.is_here)
+            ):
+                await self._mend(source, transcripts)
             entries = await asyncio.to_thread(source.read)
-            if not entries and self._transcripts is not None and source.can_be_here:
-                entries = await self._transcripts.load(source.key) or []
+            if not entries and transcripts is not None and source.can_be_here:
+                entries = whole(await transcripts.load(source.key) or ())
             if not entries:
                 raise _unknown(agent_session_id)
             module = await self._import(_TRANSCRIPTS)
@@ -479,7 +488,16 @@ class ClaudeAgent:
         if self._transcripts is None:
             return None
         config = configdir.used(env)
-        mirror = Mirror(self._transcripts, projects=configdir.projects(config), conversation=resume)
+
+        async def path_of(agent_session_id: str) -> str:
+            return (await self._conversation(config, cwd, agent_session_id)).path
+
+        mirror = Mirror(
+            self._transcripts,
+            projects=configdir.projects(config),
+            path_of=path_of,
+            conversation=resume,
+        )
         if resume is None:
             return mirror
         conversation = await self._conversation(config, cwd, resume)
@@ -493,14 +511,20 @@ class ClaudeAgent:
         return mirror
 
     async def _mend(self, conversation: Conversation, transcripts: Transcripts) -> None:
-        """Write the CLI's file of a conversation anew if the copy has more."""
+        """Write the CLI's file of a conversation anew if the CLI would not come to all of it.
+
+        Raises:
+            AgentStartFailed: That cannot be said, or done.
+        """
         try:
-            copied = await transcripts.load(conversation.key)
-            lacked = False if not copied else await asyncio.to_thread(conversation.mend, copied)
-            if lacked:
-                _log.warning("The transcript %s lacked lines of its copy", conversation.key)
-        except Exception:  # what the CLI has is the most that there is
-            _log.exception("The transcript %s cannot be compared with its copy", conversation.key)
+            copied = await transcripts.load(conversation.key) or ()
+            if await asyncio.to_thread(conversation.mend, copied):
+                _log.warning("The transcript %s was mended", conversation.key)
+        except ValueError:  # it will be no better later, and the file may well be complete
+            _log.exception("The copy of the transcript %s cannot be read", conversation.key)
+        except Exception as error:
+            # What is said next would follow on what is there, and leave the rest aside for good.
+            raise _not_brought_back(conversation) from error
 
     async def _bring_back(self, conversation: Conversation, transcripts: Transcripts) -> None:
         """Write the CLI's files of a conversation, if there is a copy of them."""
@@ -518,11 +542,7 @@ class ClaudeAgent:
             await asyncio.to_thread(conversation.write, entries, subagents)
         except Exception as error:
             # To say that it is not known would have the session begin anew, without its memory.
-            _log.exception("The transcript %s cannot be brought back", conversation.key)
-            raise AgentStartFailed(
-                "The stored transcript of the conversation cannot be read or written back. Try "
-                "again later; the server's operator finds the reason in the log."
-            ) from error
+            raise _not_brought_back(conversation) from error
         _log.info("The transcript %s was brought back", conversation.key)
 
     def _config_of(self, fingerprint: Fingerprint) -> str:
@@ -690,6 +710,14 @@ def _inside(allowed: Sequence[str], limits: Confinement) -> list[str]:
 def _unknown(agent_session_id: str) -> ResumeNotFound:
     return ResumeNotFound(
         f"Claude Code does not know the conversation {agent_session_id!r}. Begin a new one."
+    )
+
+
+def _not_brought_back(conversation: Conversation) -> AgentStartFailed:
+    _log.exception("The transcript %s cannot be brought back", conversation.key)
+    return AgentStartFailed(
+        "The stored transcript of the conversation cannot be read or written back. Try again "
+        "later; the server's operator finds the reason in the log."
     )
 
 

@@ -4,22 +4,26 @@ The CLI prints each line that it has written, along with the file's path. The li
 in their order, in a task of their own, so that a slow store delays nobody who reads the CLI. At a
 turn's end they are waited for, for a while: what was announced should be there after a crash.
 
-The copy is always a beginning of the original. What the store refuses is kept and offered again,
-for a full disk may have kept it from the CLI's own file as well. Where it is not known whether the
-store has something, nothing after it is stored, until the rest has been caught up with from that
-file.
+The copy is a beginning of the original, and of what was said; what the CLI could not write is made
+up here (`unwritten`). What the store refuses is kept and offered again, for a full disk may have
+kept it from the CLI's own file as well. Where it is not known whether the store has something,
+nothing after it is stored, until the rest has been caught up with from that file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, NotRequired, Protocol, TypedDict
 
+from pydantic import JsonValue
+
+from session_supervisor.agents.claude.chains import is_of_chain, parsed, uuid_of
+from session_supervisor.agents.claude.unwritten import Said, made_up
 from session_supervisor.spec import JsonObject
 
 _log = logging.getLogger(__name__)
@@ -81,17 +85,24 @@ class Mirror:
     """Copies the transcripts that one process writes."""
 
     def __init__(
-        self, store: Transcripts, *, projects: str, conversation: str | None = None
+        self,
+        store: Transcripts,
+        *,
+        projects: str,
+        path_of: Callable[[str], Awaitable[str]],
+        conversation: str | None = None,
     ) -> None:
         """Begin with nothing to copy.
 
         Args:
             store: Where the copy is.
             projects: Path of the directory that the CLI's transcripts are in.
+            path_of: Says where that of a conversation is, by its id.
             conversation: Id of the one that the process goes on with.
         """
         self._store = store
         self._projects = projects
+        self._path_of = path_of
         self._pending: list[tuple[str, list[Any]]] = []
         self._size = 0
         self._torn: dict[str, None] = {}
@@ -101,6 +112,11 @@ class Mirror:
         self._conversations = set[str]() if conversation is None else {conversation}
         self._printed = dict[str, set[str]]()
         """Of each file, the ids of the lines that the CLI said that it had written."""
+        self._said = Said()
+        self._last: JsonObject = {}
+        """The last of the conversation's lines that it said it had written."""
+        self._made_up = dict[str, list[Any]]()
+        """Of each file, the lines that it lacks and that are not stored yet."""
 
     def catch_up(self, paths: Iterable[str]) -> None:
         """Have what the store may lack of files copied before anything else is."""
@@ -115,10 +131,44 @@ class Mirror:
         lines: list[Any] = entries
         self._pending.append((path, lines))
         self._printed.setdefault(path, set()).update(filter(None, map(uuid_of, lines)))
+        for line in filter(is_of_chain, lines):
+            self._said.written(line["uuid"])
+            self._last = line
         if self._size > _MOST:
             self._torn.update(dict.fromkeys(path for path, _ in self._pending))
             self._forget_pending()
         self._begin()
+
+    def handed(self, prompt_id: str, message: JsonValue) -> None:
+        """Note a prompt that the CLI is to write."""
+        self._said.handed(prompt_id, message)
+
+    def hear(self, frame: JsonObject) -> None:
+        """Note what else the CLI prints: what it says, it is to write as well."""
+        self._said.hear(frame)
+
+    async def make_up(self, conversation: str, *, completed: bool) -> None:
+        """Copy, at a turn's end, what of it the CLI should have written and has not.
+
+        Args:
+            conversation: Id of the one that the turn is of.
+            completed: Whether it completed; of others, lines may be missing.
+        """
+        missing = self._said.over()
+        if missing and completed:
+            path = await self._path_of(conversation)
+            _log.warning("Claude Code has not written %s lines of %s", len(missing), path)
+            lines = made_up(
+                missing, conversation=conversation, like=self._last, at=datetime.now(UTC)
+            )
+            self._printed.setdefault(path, set()).update(one.uuid for one in missing)
+            self._made_up.setdefault(path, []).extend(lines)
+            self._begin()
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is something that neither the CLI's file nor the store has."""
+        return bool(self._made_up)
 
     async def flush(self, timeout_s: float, *, refused_s: float = 0.0) -> bool:
         """Wait until all is stored, or was refused; return whether that was within the time.
@@ -132,7 +182,7 @@ class Mirror:
         loop = asyncio.get_running_loop()
         start = loop.time()
         await asyncio.wait({self._task}, timeout=timeout_s)
-        while self._task.done() and self._pending and loop.time() < start + refused_s:
+        while self._task.done() and self._refused and loop.time() < start + refused_s:
             await asyncio.sleep(_AGAIN_S)
             self._begin()
             await asyncio.wait({self._task}, timeout=max(0.0, start + refused_s - loop.time()))
@@ -148,18 +198,23 @@ class Mirror:
         Which is: in the store, and in the CLI's own files. A full disk may have kept lines out of
         these, of which the CLI says nothing.
         """
-        if (self._torn or self._pending) and (self._task is None or self._task.done()):
+        if (self._torn or self._refused) and (self._task is None or self._task.done()):
             self._begin()  # the store may have come to itself since
         done = await self.flush(_CLOSE_S)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self._lost or self._torn or self._pending or not done:
+        if self._lost or self._torn or self._refused or not done:
             return frozenset()
         for path, printed in self._printed.items():
             if self._key(path) is not None and not await asyncio.to_thread(_has, path, printed):
                 return frozenset()
         return frozenset(self._conversations)
+
+    @property
+    def _refused(self) -> bool:
+        """Whether there is something that the store did not take."""
+        return bool(self._pending or self._made_up)
 
     def _begin(self) -> None:
         self._asked = True
@@ -183,6 +238,12 @@ class Mirror:
                 if path not in self._torn and not await self._append(path, entries):
                     self._pending.insert(0, (path, entries))
                     self._size += len(json.dumps(entries))
+            for path, entries in tuple(self._made_up.items()):
+                # Not before what they follow on: in the copy as well they have their order.
+                if path in self._torn or any(path == one for one, _ in self._pending):
+                    continue
+                if await self._append(path, entries) and path not in self._torn:
+                    del self._made_up[path]
 
     async def _append(self, path: str, entries: list[Any]) -> bool:
         """Store what was printed; return False if the store has refused it."""
@@ -255,12 +316,8 @@ def _missing(path: str, stored: list[Any]) -> list[Any]:
     """Return the lines of a file that come after those that are stored."""
     known = {uuid for one in stored if (uuid := uuid_of(one)) is not None}
     lines: list[Any] = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break  # it is still being written, and will be printed
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for entry in filter(None, map(parsed, file)):
             if uuid_of(entry) in known:
                 lines.clear()
             elif not str(entry.get("type")).startswith(_ONLY_LOCAL):
@@ -276,17 +333,10 @@ def _has(path: str, uuids: set[str]) -> bool:
     missing = set(uuids)
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
+            for entry in filter(None, map(parsed, file)):
+                missing.discard(uuid_of(entry) or "")
                 if not missing:
                     break
-                with contextlib.suppress(ValueError):
-                    missing.discard(uuid_of(json.loads(line)) or "")
     except OSError:
         return False
     return not missing
-
-
-def uuid_of(entry: Mapping[str, Any]) -> str | None:
-    """Return the id of a line, None if it has none."""
-    uuid = entry.get("uuid")
-    return uuid if isinstance(uuid, str) else None

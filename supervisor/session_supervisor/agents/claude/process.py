@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -68,6 +68,10 @@ class StopTimes:
     interrupt: float = 1.0
     leave: float = 1.0
     terminate: float = 1.5
+
+
+class _NotKept(Exception):
+    """What was said in a turn is nowhere from where a conversation could go on."""
 
 
 class Client(Protocol):
@@ -225,6 +229,8 @@ class ClaudeProcess:
             line = json.dumps(_user_message(prompt)).encode() + b"\n"
             await self._unless_gone(self._program.write(line))
         else:
+            if self._mirror is not None:
+                self._mirror.handed(prompt.prompt_id, _message(prompt))
             await self._unless_gone(self._connected.query(_one_user_message(prompt)))
 
     async def interrupt(self) -> None:
@@ -329,6 +335,8 @@ class ClaudeProcess:
             await program.wait(self._times.terminate)
         await program.kill()
         await self._end_pump()
+        if program.returncode != 0:  # it need not have written all that it would have in the end
+            self._lose()
         if self._client is not None:
             await self._client.disconnect()
         await self._clean_up()
@@ -354,8 +362,8 @@ class ClaudeProcess:
     async def _end_pump(self) -> None:
         if self._pump is not None:
             await asyncio.wait({self._pump}, timeout=_CATCH_UP_S)
-            if not self._pump.done() and self._mirror is not None:
-                self._mirror.lose()
+            if not self._pump.done():
+                self._lose()
             self._pump.cancel()  # nobody reads
             await asyncio.wait({self._pump})
         self._outbox.put_nowait(None)
@@ -374,17 +382,20 @@ class ClaudeProcess:
                     else:
                         await self._put(asked)
                 elif kind != "transcript_mirror":
-                    if kind == "result" and self._mirror is not None:
-                        await self._mirror.flush(_STORE_S, refused_s=_REFUSED_S)
                     await self._deliver(frame)
                 elif self._mirror is not None:
                     self._mirror.accept(frame)
         except Garbled as error:
             self._cause = f"It cannot be understood any more. {error}"
+            self._lose()
+        except _NotKept as error:
+            self._cause = str(error)
+            self._lose()
         except Exception as error:
             # Contains a mistake in our translation: nobody would read the program any more.
             _log.exception("The output of Claude Code could not be handled")
             self._cause = f"Its output could not be handled: {error!r}"
+            self._lose()
         else:
             if not await self._program.wait(self._times.terminate) and not self._asked_to_leave:
                 self._cause = self._cause or "It closed its output."
@@ -411,7 +422,9 @@ class ClaudeProcess:
             self._room.clear()
 
     async def _deliver(self, frame: JsonObject) -> None:
-        for message in self._translator.feed(frame):
+        messages = self._translator.feed(frame)
+        await self._keep(frame, messages)
+        for message in messages:
             match message:
                 case TurnBegan() | TurnEnded():
                     self._handed.difference_update(message.prompt_ids)
@@ -422,6 +435,29 @@ class ClaudeProcess:
                 case _:
                     pass
             await self._put(message)
+
+    async def _keep(self, frame: JsonObject, messages: Sequence[AgentMessage]) -> None:
+        """See to it that a turn whose end is told next can be gone on from, whatever happens.
+
+        Raises:
+            _NotKept: It cannot.
+        """
+        if self._mirror is None:
+            return
+        self._mirror.hear(frame)
+        if frame.get("type") != "result":
+            return
+        ends = [one for one in messages if isinstance(one, TurnEnded)]
+        completed = any(one.failure is None and not one.interrupted for one in ends)
+        await self._mirror.make_up(str(frame.get("session_id")), completed=completed)
+        await self._mirror.flush(_STORE_S, refused_s=_REFUSED_S)
+        if completed and self._mirror.owes:
+            raise _NotKept("It could not write down what was said, and neither could we.")
+
+    def _lose(self) -> None:
+        """Note that something that it printed was not read."""
+        if self._mirror is not None:
+            self._mirror.lose()
 
     async def _pass_boundary(self) -> None:
         """Wait until a turn begins or ends, or the process does."""
@@ -500,9 +536,13 @@ def _user_message(prompt: Prompt) -> dict[str, Any]:
     return {
         "type": "user",
         "uuid": prompt.prompt_id,
-        "message": {"role": "user", "content": _content(prompt)},
+        "message": _message(prompt),
         "parent_tool_use_id": None,
     }
+
+
+def _message(prompt: Prompt) -> JsonObject:
+    return {"role": "user", "content": _content(prompt)}
 
 
 def _content(prompt: Prompt) -> JsonValue:

@@ -29,7 +29,8 @@ from claude_agent_sdk import (
 )
 
 from session_supervisor.agents.claude import configdir
-from session_supervisor.agents.claude.mirror import TranscriptKey, uuid_of
+from session_supervisor.agents.claude.chains import parsed, whole
+from session_supervisor.agents.claude.mirror import TranscriptKey
 
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PART = re.compile(r"[\w-][\w.-]*", re.ASCII)
@@ -78,39 +79,33 @@ class Conversation:
         """
         if not self.is_here():
             return []
-        entries: list[Any] = []
-        with self._main.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    entries.append(json.loads(line))
-                except ValueError:  # the CLI was killed while it wrote it
-                    continue
-        return entries
+        with self._main.open(encoding="utf-8", errors="replace") as file:
+            return [entry for entry in map(parsed, file) if entry is not None]
 
     def mend(self, copied: Sequence[Any]) -> bool:
-        """Write it anew if it lacks lines that were copied: a full disk may have kept them out.
+        """Write it anew if the CLI would not come to all of it when it goes on.
 
         Args:
-            copied: The lines of the copy, which is a beginning of what the CLI has printed.
+            copied: The lines of the copy.
 
         Returns:
-            Whether it lacked any.
+            Whether that was so.
 
         Raises:
             OSError: It cannot be read or written.
         """
         here = self.read()
-        known, stored = _uuids(here), _uuids(copied)
-        if stored <= known:
+        lines = whole(copied, here)
+        if lines == here:
             return False
-        _write(self._main, [*copied, *(one for one in here if not _uuids([one]) <= stored)])
+        _write(self._main, lines)
         return True
 
     def write(self, entries: Sequence[Any], subagents: Mapping[str, Sequence[Any]]) -> None:
         """Write it, where the CLI finds it only once it is complete.
 
         Args:
-            entries: The lines of the conversation.
+            entries: The lines of the conversation, as they were copied.
             subagents: Those of its subagents' transcripts, by subpath.
 
         Raises:
@@ -124,7 +119,7 @@ class Conversation:
             for line in [line for line in lines if _is_metadata(line)][-1:]:
                 rest = {name: value for name, value in line.items() if name != "type"}
                 _write(path.with_suffix(".meta.json"), [rest])
-        _write(self._main, entries)
+        _write(self._main, whole(entries))
 
     def erase(self) -> None:
         """Erase all that the CLI keeps of it.
@@ -150,6 +145,11 @@ class Conversation:
         for empty in (self._folder / "memory", self._folder):
             with contextlib.suppress(OSError):
                 empty.rmdir()
+
+    @property
+    def path(self) -> str:
+        """Where the CLI keeps it."""
+        return str(self._main)
 
     def files(self) -> list[str]:
         """Return the paths of its transcripts, its subagents' included."""
@@ -200,10 +200,6 @@ class _Desk:
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         self.written += entries
-
-
-def _uuids(entries: Sequence[Any]) -> set[str]:
-    return {uuid for one in entries if (uuid := uuid_of(one)) is not None}
 
 
 def _is_metadata(entry: Mapping[str, Any]) -> bool:

@@ -198,7 +198,7 @@ class Translator:
 
     def _new_prompts(self, frame: JsonObject) -> list[str]:
         """Return the prompts that a frame names and no turn has taken up: each is answered once."""
-        return [one for one in _prompt_ids(frame) if one not in self._taken_up]
+        return [one for one in prompt_ids_of(frame) if one not in self._taken_up]
 
     def _result(self, frame: JsonObject) -> Iterator[AgentMessage]:
         prompt_ids = self._new_prompts(frame)
@@ -392,7 +392,8 @@ def _retry(frame: JsonObject) -> UpstreamRetry:
     )
 
 
-def _prompt_ids(frame: JsonObject) -> list[str]:
+def prompt_ids_of(frame: JsonObject) -> list[str]:
+    """Return the prompts that a frame says it is about."""
     several = frame.get("user_message_uuids")
     if isinstance(several, list):
         return [prompt_id for prompt_id in several if isinstance(prompt_id, str)]

@@ -14,9 +14,11 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from claude_agent_sdk import InMemorySessionStore
 
 from session_supervisor.agents.claude import ClaudeAgent, ClaudeProcess, StopTimes
 from session_supervisor.agents.claude.orphans import Sweeper
@@ -42,13 +44,13 @@ Scratches = Callable[[], list[str]]
 
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeAgent:
-    def make(*manners: str, max_line: int = 2**20) -> ClaudeAgent:
+    def make(*manners: str, max_line: int = 2**20, **how: Any) -> ClaudeAgent:
         script = Path(__file__).with_name("fake_cli.py")
         path = tmp_path / "claude"
         words = [sys.executable, str(script), ",".join(manners)]
         path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         path.chmod(0o755)
-        return ClaudeAgent(cli_path=path, stop_times=QUICK, max_line=max_line)
+        return ClaudeAgent(cli_path=path, stop_times=QUICK, max_line=max_line, **how)
 
     return make
 
@@ -81,8 +83,8 @@ class Heard:
 
 
 @asynccontextmanager
-async def talking(agent: ClaudeAgent) -> AsyncGenerator[Heard]:
-    process = await agent.spawn(FINGERPRINT)
+async def talking(agent: ClaudeAgent, resume: str | None = None) -> AsyncGenerator[Heard]:
+    process = await agent.spawn(FINGERPRINT, resume=resume)
     heard = Heard(process)
     reader = asyncio.create_task(heard.read())
     try:
@@ -275,6 +277,19 @@ async def test_a_program_that_cannot_be_read_any_more_is_killed_and_the_stream_e
         assert (await heard.process.stop()).cause == ended.cause
         with pytest.raises(AgentGone, match=cause):
             await heard.process.probe()
+
+
+@pytest.mark.parametrize(("manners", "complete"), [("", True), ("garbles-later", False)])
+async def test_of_what_could_not_be_read_the_copy_is_not_said_to_be_complete(
+    fake: FakeAgent, tmp_path: Path, manners: str, complete: bool
+) -> None:
+    agent = fake(manners, config_dir=tmp_path, transcripts=InMemorySessionStore())
+    async with talking(agent, resume="s") as heard:
+        if manners:
+            await heard.process.send(prompt())
+            await heard.over.wait()
+    known = agent._complete  # pyright: ignore[reportPrivateUsage]
+    assert ("s" in known) is complete
 
 
 async def test_a_mistake_of_ours_in_reading_it_ends_the_process_and_not_the_server(

@@ -126,3 +126,22 @@ def test_what_a_full_disk_kept_out_is_mended_from_the_copy(
     assert conversation.mend(copied)
     assert conversation.read() == [*copied, {"type": "user", "uuid": "c"}]
     assert not conversation.mend(copied)
+
+
+def test_a_file_is_mended_in_the_order_of_both(folder: Path, conversation: Conversation) -> None:
+    """What comes last is what the CLI goes on from."""
+    a, b, c, d = ({"type": "user", "uuid": one} for one in "abcd")
+    mode = {"type": "mode"}
+    conversation.write([a, mode, c, d], {})
+    assert conversation.mend([a, mode, b, c])
+    assert conversation.read() == [a, mode, b, c, d]
+
+
+def test_what_cannot_be_read_of_a_file_is_left_out(
+    folder: Path, conversation: Conversation
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / f"{ID}.jsonl").write_bytes(
+        b'{"type": "a"}\n\n{"type": "\xc3\n[1]\n{"type": "b"}\n{"type"'
+    )
+    assert conversation.read() == [{"type": "a"}, {"type": "b"}]
