@@ -24,6 +24,7 @@ from bench.chaos_checks import Checks
 from bench.chaos_client import Api, Broken, Silent
 from bench.chaos_conversation import Bag, Conversation
 from bench.chaos_faults import Faults
+from bench.chaos_keep import Keeper
 from bench.chaos_record import Record, Violation
 from bench.chaos_talk import MANNERS, UPSTREAM, Talker
 from bench.chaos_world import ADMIN, World
@@ -121,8 +122,18 @@ class Results:
     seconds: float
 
 
-async def torment(settings: Settings, home: Path, disk: SmallDisk | None, state: Path) -> Results:
-    """Run it: faults and clients for the time that is set, then the checks."""
+async def torment(
+    settings: Settings, home: Path, disk: SmallDisk | None, state: Path, keep: Path | None = None
+) -> Results:
+    """Run it: faults and clients for the time that is set, then the checks.
+
+    Args:
+        settings: What it was told.
+        home: The user's home, for whatever a run writes.
+        disk: The disk of the state, if it has one of its own.
+        state: The state directory.
+        keep: Where to keep what there is of sessions whose promises were not kept; None: nowhere.
+    """
     record = Record()
     async with serving("session_http.offline") as model:
         upstream = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": "offline"}
@@ -130,9 +141,10 @@ async def torment(settings: Settings, home: Path, disk: SmallDisk | None, state:
         talkers = _talkers(settings, record, world)
         admin = Api("127.0.0.1", world.port, world.keys[ADMIN])
         checks = Checks(admin, world.vitals, record, talkers)
+        keeper = None if keep is None else world.keeper(keep)
         try:
             async with asyncio.timeout(settings.seconds * 1.5 + AFTER_S):
-                await _torment(settings, record, world, checks, disk)
+                await _torment(settings, record, world, checks, disk, keeper)
         except* (TimeoutError, NotReady, Broken, Silent) as errors:
             for error in errors.exceptions:
                 record.violate("the run comes to its end", f"{type(error).__name__}: {error}")
@@ -167,7 +179,12 @@ def _talkers(settings: Settings, record: Record, world: World) -> Sequence[Talke
 
 
 async def _torment(
-    settings: Settings, record: Record, world: World, checks: Checks, disk: SmallDisk | None
+    settings: Settings,
+    record: Record,
+    world: World,
+    checks: Checks,
+    disk: SmallDisk | None,
+    keeper: Keeper | None,
 ) -> None:
     faults = Faults(world, record, disk, random.Random(f"{settings.seed} faults"), settings.seconds)
     await world.start()
@@ -188,12 +205,14 @@ async def _torment(
     new = await world.vitals()
     await checks.of_turns()
     await checks.of_contexts()
+    if keeper is not None:  # before all is closed, and erased with that
+        keeper.keep(record, checks.conversations)
     await checks.of_the_end(new)
     await world.stop()
 
 
 def _results(record: Record, world: World, checks: Checks, disk: SmallDisk | None) -> Results:
-    conversations = [one for talker in checks.talkers for one in talker.conversations]
+    conversations = checks.conversations
     given_up = collections.Counter(_plain(one.over) for one in conversations if one.over)
     return Results(
         survived=_survived(record),
@@ -335,6 +354,12 @@ def main() -> int:
     parser.add_argument("--talkers", type=count, default=default.talkers, help="clients at once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--log", type=Path, metavar="FILE", help="keep the servers' log there")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep there what there is of sessions about which a promise was not kept",
+    )
     options = parser.parse_args()
     settings = Settings(seed=options.seed, seconds=options.seconds, talkers=options.talkers)
     circumstances = Run.begin("chaos", dataclasses.asdict(settings))
@@ -344,7 +369,7 @@ def main() -> int:
         state.mkdir(mode=0o700)
         disk = mount_small_disk(state, DISK_MB)
         try:
-            results = run(torment(settings, home, disk, state))
+            results = run(torment(settings, home, disk, state, options.keep))
         finally:
             if disk is not None:
                 disk.unmount()

@@ -63,6 +63,11 @@ class Checks:
         self.acknowledged = 0
         self.contexts = 0
 
+    @property
+    def conversations(self) -> list[Conversation]:
+        """All sessions of the run."""
+        return [one for talker in self.talkers for one in talker.conversations]
+
     async def of_turns(self) -> None:
         """Every acknowledged prompt has one recorded end, and the log says the same."""
         for talker in self.talkers:

@@ -66,13 +66,18 @@ class Record:
         self.unanswered_starts = 0
         """Sessions that may have been started without anybody's knowing their ids."""
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.began
+
     def inject(self, kind: str, session_id: str | None = None) -> None:
         """Note a fault that happens now."""
         self.injected.append(Injected(kind=kind, at=time.monotonic(), session_id=session_id))
 
     def violate(self, promise: str, what: str) -> None:
         """Note that a promise was not kept."""
-        at = round(time.monotonic() - self.began, 2)
+        at = round(self.age_s, 2)
         self.violations.append(Violation(promise=promise, what=what, at=at))
 
     def completed(self, session_id: str, asked_at: float) -> None:

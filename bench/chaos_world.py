@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.chaos_keep import Keeper
 from bench.chaos_record import Record
 from bench.processes import MARKER, Memory, NotReady
 from session_http import keyfile
@@ -68,6 +69,7 @@ class World:
         self.port = _free_port()
         self.database = StateDir(state).database
         self.log = home / "server.log"
+        self._state = state
         self.starts: list[float] = []
         """Seconds that each server took until it was ready."""
         self.stops: list[float] = []
@@ -88,6 +90,10 @@ class World:
         self._env = {**os.environ, **upstream, "CLAUDE_CODE_MAX_RETRIES": "2"}
         self._marker = f"{MARKER}={os.environ[MARKER]}".encode()
         self._server: asyncio.subprocess.Process | None = None
+
+    def keeper(self, directory: Path) -> Keeper:
+        """Return what keeps something of sessions in a directory."""
+        return Keeper(directory, state=self._state, database=self.database, log=self.log)
 
     async def start(self) -> None:
         """Start a server, and return when it is ready.
