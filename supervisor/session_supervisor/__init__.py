@@ -17,6 +17,7 @@ from session_supervisor.agents.port import Agent
 from session_supervisor.claims import ClaimKey
 from session_supervisor.config import (
     MemoryPolicy,
+    PoolPolicy,
     RestartPolicy,
     Retention,
     SupervisorConfig,
@@ -38,6 +39,7 @@ from session_supervisor.monitors import Down, Missed, Monitor, Notice
 from session_supervisor.quotas import Quota, Usage
 from session_supervisor.results import Origin, Outcome, TurnRecord, TurnResult
 from session_supervisor.session import Session, SessionSnapshot, TurnHandle
+from session_supervisor.spares import PoolSnapshot
 from session_supervisor.spec import SessionKind, SessionSpec
 from session_supervisor.supervisor import Supervisor, SupervisorSnapshot
 
@@ -59,6 +61,8 @@ __all__ = [
     "OnBusy",
     "Origin",
     "Outcome",
+    "PoolPolicy",
+    "PoolSnapshot",
     "Quota",
     "RestartPolicy",
     "Restarted",

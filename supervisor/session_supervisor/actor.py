@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from uuid import uuid4
 
 from session_supervisor import events
@@ -84,12 +85,14 @@ from session_supervisor.incarnation import (
     Down,
     Faulty,
     Incarnation,
+    Moved,
     Probed,
     Said,
     Signal,
     Unchanged,
     Up,
 )
+from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import State, Trigger, advance
 from session_supervisor.log import Draft
 from session_supervisor.messages import (
@@ -114,6 +117,7 @@ from session_supervisor.messages import (
     Wake,
     Withdraw,
 )
+from session_supervisor.pool import Pool
 from session_supervisor.quotas import Place
 from session_supervisor.requests import (
     NOBODY_THERE,
@@ -131,7 +135,7 @@ from session_supervisor.shielding import to_the_end
 from session_supervisor.slots import Slots
 from session_supervisor.spec import Prompt, SessionKind
 from session_supervisor.stores.records import Claim
-from session_supervisor.timers import Timers
+from session_supervisor.timers import Timers, is_due
 from session_supervisor.turns import Turn
 
 logger = logging.getLogger(__name__)
@@ -207,6 +211,9 @@ TOLD_BY_TURNS = frozenset({State.IDLE, State.RUNNING, State.WAITING})
 TOLD_WHEN_STORED = frozenset({State.FAILED, State.CLOSED})
 """States that readers hear of once that is stored, as of every end."""
 
+PIECES = (TextDelta, ThinkingDelta)
+"""What a turn says that readers see before it is stored."""
+
 SIGNALS_AT_ONCE = 64
 """Signals that are served before queries and deadlines have their turn."""
 
@@ -259,6 +266,7 @@ class Actor:
         on_restart: Called for each crash that is followed by a restart.
         on_failed: Called when the session has given up and has no process any more.
         on_retried: Called when it is tried again after that, with what it counts as from now on.
+        pool: Processes that stand ready; None: there are none.
     """
 
     def __init__(
@@ -275,6 +283,7 @@ class Actor:
         on_restart: Callable[[Restarted], None],
         on_failed: Callable[[], None],
         on_retried: Callable[[Place | None], None],
+        pool: Pool | None = None,
     ) -> None:
         self._core = core
         self._mailbox = core.mailbox
@@ -292,6 +301,7 @@ class Actor:
         self._on_restart = on_restart
         self._on_failed = on_failed
         self._on_retried = on_retried
+        self._pool = pool
 
         self._timers = Timers()
         self._signals: list[Signal] = []
@@ -338,6 +348,7 @@ class Actor:
         self._wanted = False
         """Whether somebody wants a process while the last one is being stopped."""
         self._last_message: float | None = None
+        self._last_piece = float("-inf")
         self._probing = False
         self._started_at = self._up_at = 0.0
 
@@ -352,8 +363,7 @@ class Actor:
                 await self._begin()
                 await self._serve()
                 while not self._closed:
-                    upcoming = self._timers.next()
-                    await self._core.wakeup.wait(None if upcoming is None else upcoming[1])
+                    await self._core.wakeup.wait(self._timers.earliest())
                     await self._serve()
             except BaseException:
                 # Leaving the group would cancel the task that stops the process.
@@ -361,6 +371,8 @@ class Actor:
                     self._incarnation.give_up()
                     await to_the_end(self._incarnation.gone.wait())
                 raise
+            finally:
+                self._core.wakeup.mute()
 
     async def _begin(self) -> None:
         """Start a process or, in a session that was found, mend what its last one left behind."""
@@ -408,9 +420,43 @@ class Actor:
     # -- serving -------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Serve everything there is."""
-        while not self._closed and await self._serve_some():
-            pass
+        """Serve everything there is, and then tell readers what is new."""
+        if not self._serve_pieces():
+            while not self._closed and await self._serve_some():
+                pass
+        self._log.tell()
+
+    def _serve_pieces(self) -> bool:
+        """Serve pieces of what a turn says; return whether there is nothing else to serve.
+
+        That is what happens most. It needs neither the store nor a decision, and of what is looked
+        at after anything else that happens, nothing depends on it.
+        """
+        signals, log, mailbox = self._signals, self._log, self._mailbox
+        turn = self._speaker()
+        if self._core.state is not State.RUNNING or turn is None or mailbox.waiting_control:
+            return False
+        now = self._now()
+        room = min(SIGNALS_AT_ONCE, CHECKPOINT_EVENTS - log.unstored)
+        count = 0
+        for signal in signals:
+            if not isinstance(signal, Said) or not isinstance(signal.message, PIECES):
+                break
+            if count == room or signal.incarnation is not self._incarnation:
+                break
+            self._on_piece(signal.message, turn)
+            count += 1
+        if count:
+            del signals[:count]
+            self._live().served(count)
+            self._note_piece(now)
+        return not (
+            signals
+            or log.unseen
+            or log.unstored >= CHECKPOINT_EVENTS
+            or mailbox.has_new_work
+            or self._timers.is_due(now)
+        )
 
     async def _serve_some(self) -> bool:
         """Serve what is here now; return whether there may be more."""
@@ -470,6 +516,9 @@ class Actor:
     async def _on_signal(self, signal: Signal) -> None:
         if isinstance(signal, Down):
             await self._on_down(signal)
+        elif isinstance(signal, Moved):
+            await self._commit()
+            signal.stored.set()
         elif signal.incarnation.given_up or signal.incarnation is not self._incarnation:
             return
         else:
@@ -501,9 +550,10 @@ class Actor:
             case RequestDeadline():
                 await self._expire(timer.request_id)
             case Timer.MODEL:
-                await self._stalled()
+                if not self._moved(timer):
+                    await self._stalled()
             case Timer.SILENCE:
-                if self._busy or self._background:
+                if not self._moved(timer) and (self._busy or self._background):
                     self._probing = True
                     self._live().probe()
             case Timer.INTERRUPT:
@@ -681,9 +731,8 @@ class Actor:
         turn: Turn,
     ) -> None:
         match message:
-            case TextDelta(text):
-                content = turn.answer.delta(text, last_seq=self._log.last_seq)
-                self._correct(turn, Correction(content=content))
+            case TextDelta() | ThinkingDelta():
+                self._on_piece(message, turn)
                 self._expect_progress()
             case TextBlock(text):
                 self._correct(turn, turn.answer.confirm(text, last_seq=self._log.last_seq))
@@ -692,10 +741,6 @@ class Actor:
             case TextWithdrawn(blocks):
                 self._correct(turn, turn.answer.withdraw(blocks))
                 self._expect_model()
-            case ThinkingDelta(text):
-                if self._core.spec.thinking is not False:
-                    self._publish(events.Thinking(content=text), turn.turn_id)
-                self._expect_progress()
             case ToolStarted():
                 self._core.has_context = True
                 self._tools[message.tool_use_id] = message.name
@@ -715,6 +760,13 @@ class Actor:
                 )
                 self._publish(retrying, turn.turn_id)
                 self._expect_model(after_s=message.delay_s)
+
+    def _on_piece(self, message: TextDelta | ThinkingDelta, turn: Turn) -> None:
+        """Publish a piece of what a turn says."""
+        if isinstance(message, TextDelta):
+            self._say(turn, turn.answer.delta(message.text, last_seq=self._log.last_seq))
+        elif self._core.spec.thinking is not False:
+            self._publish(events.Thinking(content=message.text), turn.turn_id)
 
     def _on_limit(self, message: UpstreamLimit) -> None:
         """Say how near the upstream's limit is."""
@@ -747,17 +799,20 @@ class Actor:
     def _correct(self, turn: Turn, correction: Correction) -> None:
         if correction.discard_after is not None:
             self._publish(events.Discard(after=correction.discard_after), turn.turn_id)
-        if correction.content:
+        self._say(turn, correction.content)
+
+    def _say(self, turn: Turn, content: str) -> None:
+        if content:
             if turn.first_text_time is None:
                 turn.first_text_time = self._now()
             self._core.has_context = True
-            self._publish(events.Text(content=correction.content), turn.turn_id)
+            self._publish(events.Text(content=content), turn.turn_id)
 
     def _speaker(self) -> Turn | None:
         """Return the turn that content belongs to; None where that has had its end."""
         if self._alone is not None:
             return self._alone
-        if self._owes_own or not self._owed.isdisjoint(self._answering):
+        if self._owes_own or (self._owed and not self._owed.isdisjoint(self._answering)):
             return None
         return self._handed
 
@@ -997,7 +1052,8 @@ class Actor:
     @property
     def _awaits_human(self) -> bool:
         """Whether a turn that is with the agent waits for a human."""
-        return bool(self._requests.of([turn.turn_id for turn in self._running]))
+        turns = [turn.turn_id for turn in self._running]
+        return self._requests.any_open and bool(self._requests.of(turns))
 
     @property
     def _asking_policy(self) -> AskingPolicy:
@@ -1188,16 +1244,27 @@ class Actor:
             or self._asking_policy.on_permission == "ask",
             rules=core.rules,
         )
+        fingerprint = replace(
+            fingerprint,
+            max_budget_usd=conversation_budget(
+                core.spec.max_budget_usd,
+                spent_usd=core.ledger.total_cost_usd,
+                conversation_usd=core.ledger.conversation_cost_usd,
+            ),
+        )
+        seat = None
+        if self._pool is not None:
+            seat = self._pool.seat(
+                core.session_id,
+                fingerprint,
+                private=core.private,
+                resume=core.agent_session_id,
+                adopt=self._move,
+                store=self._store_move,
+            )
         self._incarnation = Incarnation(
             self._agent,
-            replace(
-                fingerprint,
-                max_budget_usd=conversation_budget(
-                    core.spec.max_budget_usd,
-                    spent_usd=core.ledger.total_cost_usd,
-                    conversation_usd=core.ledger.conversation_cost_usd,
-                ),
-            ),
+            fingerprint,
             binding=Binding(session_id=core.session_id),
             resume=core.agent_session_id,
             watchdogs=self._watchdogs,
@@ -1206,8 +1273,19 @@ class Actor:
             prepare=self._prepare,
             post=self._post,
             tasks=self._tasks,
+            seat=seat,
         )
         core.look = self._incarnation.tree
+
+    def _move(self, directory: Path) -> None:
+        """Work somewhere else; it is stored before anything is handed over, and with the end."""
+        self._core.cwd = str(directory)
+
+    def _store_move(self) -> Latch:
+        """Have it stored where the session works; return what is set then."""
+        stored = Latch()
+        self._post(Moved(stored))
+        return stored
 
     def _restart(self) -> None:
         self._advance(Trigger.RETRY)
@@ -1522,7 +1600,7 @@ class Actor:
             if idle_timeout_s is None:
                 idle_timeout_s = self._config.idle_timeout_s
             self._set_once(Timer.IDLE, idle_timeout_s)
-        elif not self._asleep:
+        elif not self._asleep and self._core.state is not State.CLOSING:
             self._slots.works(self._core.session_id)
             self._timers.clear(Timer.IDLE, Timer.EXPIRY)
         if self._at_rest or self._asleep:
@@ -1626,10 +1704,11 @@ class Actor:
             closed = events.Status(state=State.CLOSED, reason=reason)
             await self._commit((closed, None), last=True, closed=True)
         self._advance(Trigger.STOPPED)
-        core.closed = Closed(reason=reason, exit=self._last_exit)
+        closed_by = Closed(reason=reason, exit=self._last_exit)
+        core.move(core.state, closed_by)
         self._log.close()
         for message in self._closes:
-            message.reply.settle(core.closed)
+            message.reply.settle(closed_by)
         # One that goes on is not closed, whatever is asked of it between now and then.
         self._mailbox.shut(
             Draining if self._goes_on(reason) else lambda: SessionClosed(core.session_id)
@@ -1652,7 +1731,8 @@ class Actor:
     def _publish(self, body: events.Body, turn_id: str | None = None) -> None:
         """Let readers see an event now, if they may; it is stored soon."""
         self._log.publish(body, turn_id)
-        if not self._timers.is_set(Timer.CHECKPOINT):
+        # A store that goes with this process saves nothing from its end.
+        if self._durable and not self._timers.is_set(Timer.CHECKPOINT):
             self._timers.set(Timer.CHECKPOINT, self._now() + CHECKPOINT_S)
 
     async def _commit(
@@ -1692,7 +1772,7 @@ class Actor:
 
     def _advance(self, trigger: Trigger, *, reason: str | None = None) -> None:
         before, now = self._core.state, advance(self._core.state, trigger)
-        self._core.state = now
+        self._core.move(now)
         # Of what happens to a turn its own events tell; and of a session's end, what is committed.
         # One that goes on under the next supervisor is not closing but falls asleep.
         told = {before, now} <= TOLD_BY_TURNS or now in TOLD_WHEN_STORED
@@ -1715,7 +1795,12 @@ class Actor:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._running or self._owed or self._owes_own)
+        return (
+            self._handed is not None
+            or self._alone is not None
+            or bool(self._owed)
+            or self._owes_own
+        )
 
     def _expect_model(self, after_s: float = 0.0) -> None:
         self._model_cause = "no_first_byte"
@@ -1735,7 +1820,34 @@ class Actor:
         if (self._busy or self._background) and not self._probing:
             self._timers.set(Timer.SILENCE, self._now() + self._watchdogs.silence_s)
 
+    def _note_piece(self, now: float) -> None:
+        """Note that the agent said a piece of text: it lives, and so does the model.
+
+        Pieces are so many that watchdogs are not set anew by each, but when they would fire.
+        """
+        self._last_message = self._last_piece = now
+        if self._model_cause != "no_progress" or not self._timers.is_set(Timer.MODEL):
+            self._expect_progress()
+        if not self._timers.is_set(Timer.SILENCE):
+            self._watch_silence()
+
+    def _moved(self, timer: Timer) -> bool:
+        """Set a watchdog to when it is due since the last piece; return whether that is to come."""
+        if timer is Timer.SILENCE:
+            due = self._last_piece + self._watchdogs.silence_s
+        elif self._model_cause == "no_progress":
+            due = self._last_piece + self._watchdogs.progress_s
+        else:
+            return False
+        if is_due(due, self._now()):
+            return False
+        self._timers.set(timer, max(due, self._timers.at(timer) or due))
+        return True
+
     def _on_inspect(self, message: Inspect) -> None:
+        for timer in (Timer.MODEL, Timer.SILENCE):
+            if self._timers.is_set(timer):
+                self._moved(timer)
         inspection = self._inspection()
 
         def tell(context: ContextUsage | None) -> None:

@@ -118,6 +118,33 @@ class MemoryPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPolicy:
+    """How many processes stand ready before anybody needs them, and how long one is used.
+
+    Attributes:
+        max_pooled: Most processes that stand ready, or come up to do so. They have room within
+            `max_live` and the memory budget, and give way to sessions at once.
+        recycle: Whether the process of a one-off is used for the next one of the same owner, once
+            it is proven to be as it was when it came up.
+        max_uses: One-offs that a process serves at the most.
+        max_age_s: Seconds after its start until which a process is handed out.
+        max_growth_bytes: Memory that a process may take beyond what it took when it was new.
+        probe_s: Seconds without a sign of life after which a process that stands ready is probed.
+        answer_s: Seconds that it has to answer, then and where it is handed out.
+        renew_s: Seconds in which a process must be as it was.
+    """
+
+    max_pooled: int = 4
+    recycle: bool = True
+    max_uses: int = 50
+    max_age_s: float = 600.0
+    max_growth_bytes: int = 128 * 2**20
+    probe_s: float = 10.0
+    answer_s: float = 2.0
+    renew_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorConfig:
     """Limits and policies of one supervisor.
 
@@ -126,6 +153,7 @@ class SupervisorConfig:
         max_live: Most processes at once, one-offs included. Each live Claude Code process
             takes about 100 MB. For one more, the session that rests longest gives up its own.
         memory: How much memory processes may take together; None: nobody looks.
+        pool: How many processes stand ready before anybody needs them; None: none do.
         max_waiting: Most sessions that wait for a process because all of them are busy.
         max_starting: Most processes that come up at the same time. Starting is bound by the
             processor: more at once than there are cores makes all of them late.
@@ -154,6 +182,7 @@ class SupervisorConfig:
     max_sessions: int = 1_000
     max_live: int = 32
     memory: MemoryPolicy | None = None
+    pool: PoolPolicy | None = None
     max_waiting: int = 256
     max_starting: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
     max_queued: int = 16

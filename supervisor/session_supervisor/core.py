@@ -27,6 +27,10 @@ from session_supervisor.timers import Wakeup
 from session_supervisor.turns import Ledger
 
 
+def nothing() -> None:
+    """Do nothing, where nobody wants to be called."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class SessionCore:
     """One session. Its actor alone writes to it; handles and the supervisor read.
@@ -67,6 +71,7 @@ class SessionCore:
         ended: Set when it has ended and nothing of it runs any more.
         deleted_at: When its owner closed it, if what it said is still to be read; set by the
             supervisor, after its end.
+        moved: Called whenever `state` or `closed` was changed.
     """
 
     session_id: str
@@ -103,6 +108,19 @@ class SessionCore:
     closed: Closed | None = None
     ended: Latch = field(default_factory=Latch)
     deleted_at: datetime | None = None
+    moved: Callable[[], None] = nothing
+
+    def move(self, state: State, closed: Closed | None = None) -> None:
+        """Be somewhere else in its life; the one way to change `state` and `closed`.
+
+        Args:
+            state: Where it is now.
+            closed: Why and how it has ended, if it has.
+        """
+        self.state = state
+        if closed is not None:
+            self.closed = closed
+        self.moved()
 
     @property
     def goes_on(self) -> bool:

@@ -31,6 +31,7 @@ SupervisorError
 │   │   └── AgentMissing       there is no program to start: retrying is pointless
 │   ├── ResumeNotFound         the agent does not know the conversation
 │   ├── CannotChange           a live process cannot change that
+│   ├── CannotRenew            a process is not as it was when it came up
 │   └── AgentGone              the process has ended
 └── StoreError                 raised by adapters of the Store port
     ├── Fenced                 another writer took the session over
@@ -412,6 +413,18 @@ class ResumeNotFound(AgentError):
 
 class CannotChange(AgentError):
     """A live process cannot change that; another one has to be started."""
+
+
+class CannotRenew(AgentError):
+    """It is not proven that a process is as it was when it came up, so nobody else may have it.
+
+    Attributes:
+        reason: Why, in a word or two that are the same each time.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"The process cannot be used again: {detail or reason}.")
+        self.reason = reason
 
 
 class AgentGone(AgentError):

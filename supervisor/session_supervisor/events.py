@@ -337,6 +337,10 @@ Body: TypeAlias = (
 """Everything that a session can say; told apart by `type`."""
 
 
+TERMINAL = (Done, Error)
+"""Those that end a turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One entry of a session's log.
@@ -356,7 +360,7 @@ class Event:
     @property
     def is_terminal(self) -> bool:
         """Whether this is the one event that ends its turn."""
-        return isinstance(self.body, (Done, Error))
+        return isinstance(self.body, TERMINAL)
 
 
 def end_of(result: TurnResult) -> Done | Error:
@@ -388,8 +392,10 @@ def weight(event: Event) -> int:
     Text counts by the character; everything else of an event by a flat sum.
     """
     body = event.body
+    if isinstance(body, Text):  # most are
+        return 200 + len(body.content)
     match body:
-        case Text() | Thinking():
+        case Thinking():
             size = len(body.content)
         case Done() | Error():
             size = len(body.response)

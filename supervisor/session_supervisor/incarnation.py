@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from session_supervisor.agents.port import (
     Agent,
@@ -28,6 +28,7 @@ from session_supervisor.asks import Decision
 from session_supervisor.config import Watchdogs
 from session_supervisor.errors import AgentError, AgentGone, AgentStartFailed, CannotChange
 from session_supervisor.latch import Latch
+from session_supervisor.seats import Seat
 from session_supervisor.slots import Slots
 from session_supervisor.spec import PermissionMode, Prompt
 
@@ -48,9 +49,8 @@ class Up:
     incarnation: Incarnation
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """The process said something."""
+class Said(NamedTuple):
+    """The process said something. Not a dataclass like the others: most signals are this one."""
 
     incarnation: Incarnation
     message: AgentMessage
@@ -92,9 +92,20 @@ class Down:
     error: AgentError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The session works somewhere else, which has to be stored.
+
+    Attributes:
+        stored: Set once it is.
+    """
+
+    stored: Latch
+
+
 ENDED = "The agent's process ended by itself."
 
-Signal: TypeAlias = Up | Said | Probed | Unchanged | Faulty | Down
+Signal: TypeAlias = Up | Said | Probed | Unchanged | Faulty | Moved | Down
 """What an incarnation posts."""
 
 
@@ -112,6 +123,7 @@ class Incarnation:
         prepare: Called before it is started.
         post: Called with each signal.
         tasks: Where its child tasks run.
+        seat: The way to a process that stands ready; None: it is started.
     """
 
     def __init__(
@@ -127,6 +139,7 @@ class Incarnation:
         prepare: Callable[[], Awaitable[None]],
         post: Callable[[Signal], None],
         tasks: asyncio.TaskGroup,
+        seat: Seat | None = None,
     ) -> None:
         self._agent = agent
         self._fingerprint = fingerprint
@@ -134,7 +147,8 @@ class Incarnation:
         self._resume = resume
         self._watchdogs = watchdogs
         self._slots = slots
-        self._starting = starting
+        self._seat = seat
+        self._starting = starting if seat is None else seat
         self._prepare = prepare
         self._post = post
         self._tasks = tasks
@@ -282,9 +296,9 @@ class Incarnation:
         silent_s = self._watchdogs.silence_s + self._watchdogs.probe_s
         _ = self._errand(ask, "refused a probe")
 
-    def served(self) -> None:
-        """Note that one of its messages was served, which the reader may wait for."""
-        self._unserved -= 1
+    def served(self, count: int = 1) -> None:
+        """Note that some of its messages were served, which the reader may wait for."""
+        self._unserved -= count
         if self._room is not None and self._unserved <= AHEAD // 2:
             self._room.set()
 
@@ -341,11 +355,16 @@ class Incarnation:
     async def _live(self) -> Down:
         """Wait for room, and live in it."""
         session_id = self._binding.session_id
-        await self._slots.take(session_id, owner=self._fingerprint.owner)
+        if self._seat is not None:
+            self._seat.claim()
         try:
+            await self._slots.take(session_id, owner=self._fingerprint.owner)
             return await self._read()
         finally:
-            self._slots.give_back(session_id)
+            if self._seat is not None:
+                self._seat.release()
+            if self._slots.has(session_id):
+                self._slots.give_back(session_id)
 
     async def _read(self) -> Down:
         """Read the process from its start to its end, and say what that was."""
@@ -365,7 +384,8 @@ class Incarnation:
                 self._slots.lives(self._binding.session_id, process.tree)
                 self._post(Up(self))
                 async for message in process.messages():
-                    await self._hear(message)
+                    if self._hear(message):
+                        await self._wait_for_room()
         except Exception as error:  # contains the adapter's failure: it is a crash
             cause = f"The agent could not be read: {error!r}"
         # Said before it is stopped, which may take long: nothing more may be handed to it.
@@ -374,19 +394,21 @@ class Incarnation:
         ended = await self._stop(process)
         return Down(self, replace(ended, cause=cause) if cause else ended)
 
-    async def _hear(self, message: AgentMessage) -> None:
-        """Post a message, and wait if too many are unserved: then the process has to wait, too."""
+    def _hear(self, message: AgentMessage) -> bool:
+        """Post a message; return whether so many are unserved that the process has to wait."""
         if isinstance(message, TurnEnded):
             self.cost_usd = message.cost_usd
         if self.given_up:
-            return
+            return False
         self._post(Said(self, message))
         self._unserved += 1
-        if self._unserved >= AHEAD:
-            self._room = asyncio.Event()
-            await self._room.wait()
-            self._room = None
-            self._holds += 1
+        return self._unserved >= AHEAD
+
+    async def _wait_for_room(self) -> None:
+        self._room = asyncio.Event()
+        await self._room.wait()
+        self._room = None
+        self._holds += 1
 
     async def _stop(self, process: AgentProcess) -> Exit:
         try:
@@ -409,6 +431,8 @@ class Incarnation:
             try:
                 async with time_limit:
                     await self._prepare()
+                    if self._seat is not None:
+                        return await self._seat.spawn()
                     return await self._agent.spawn(self._fingerprint, resume=self._resume)
             except TimeoutError as error:
                 if not time_limit.expired():

@@ -12,7 +12,8 @@ Where none is reserved, what is published is seen with the next commit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Self, TypeAlias
 
 from session_supervisor.asks import Request
@@ -22,6 +23,7 @@ from session_supervisor.events import Body, Event, Gap
 from session_supervisor.results import TurnRecord
 from session_supervisor.stores.port import Store
 from session_supervisor.stores.records import Batch, Claim, Lease, SessionRecord
+from session_supervisor.timers import Wakeup
 from session_supervisor.window import Window
 
 Draft: TypeAlias = tuple[Body, str | None]
@@ -55,9 +57,11 @@ class EventLog:
         self._unstored: list[Event] = []
         self._held: list[Draft] = []
         self._stored_seq = self._last_seq = self._reserved_seq = lease.last_seq
+        self._told_seq = self._last_seq
+        self._now: datetime | None = None
         self._stalled = False
         self._closed = False
-        self._changed: asyncio.Event | None = None
+        self._waiting: dict[Callable[[], None], None] = {}
 
     @property
     def last_seq(self) -> int:
@@ -92,6 +96,8 @@ class EventLog:
     def publish(self, body: Body, turn_id: str | None = None) -> None:
         """Append an event that readers see as soon as they may; it is stored with the next commit.
 
+        Those who wait for news hear of it when they are told (`tell`), or with the next commit.
+
         Args:
             body: What is said.
             turn_id: The turn it belongs to.
@@ -99,9 +105,18 @@ class EventLog:
         if self._held or self._last_seq >= self._reserved_seq:
             self._held.append((body, turn_id))
             return
-        event = self._number(self._last_seq + 1, body, turn_id)
+        if self._now is None:  # what is published together is so at one time
+            self._now = self._clock.now()
+        event = Event(self._last_seq + 1, turn_id, self._now, body)
         self._unstored.append(event)
-        self._show((event,))
+        self._recent.append(event)
+        self._last_seq = event.seq
+
+    def tell(self) -> None:
+        """Tell those who wait that there is news, if there is any."""
+        self._now = None
+        if self._told_seq != self._last_seq:
+            self._wake()
 
     async def commit(
         self,
@@ -130,6 +145,7 @@ class EventLog:
         Raises:
             StoreError: Nothing of `drafts` was stored, and no reader sees any of it.
         """
+        self.tell()  # it may take long, and they need not wait for it
         events = tuple(
             self._number(self._last_seq + n, body, turn_id)
             for n, (body, turn_id) in enumerate((*self._held, *drafts), start=1)
@@ -199,12 +215,20 @@ class EventLog:
         unstored = [event for event in self._unstored if event.seq > after]
         return unstored[:limit] or self._recent.read(after=after, limit=limit)
 
-    async def changed(self) -> None:
-        """Return when there are new events, or the log was closed, since this was called."""
-        # Made by the first of those who wait, for all of them: most logs have no reader.
-        if self._changed is None:
-            self._changed = asyncio.Event()
-        await self._changed.wait()
+    def at_hand(self, *, after: int, limit: int) -> Sequence[Event]:
+        """Return up to `limit` events after a number, if the store need not be asked for them."""
+        return self._recent.follow(after, limit) if after < self._last_seq else ()
+
+    def notify(self, reader: Callable[[], None]) -> None:
+        """Call a reader, once, when there are new events or the log ends.
+
+        It must neither raise nor take long: the session waits for it.
+        """
+        self._waiting[reader] = None
+
+    def leave(self, reader: Callable[[], None]) -> None:
+        """Do not call a reader any more; also for one that waits for nothing."""
+        self._waiting.pop(reader, None)
 
     def cursor(self, after: int = 0) -> Cursor:
         """Return a reader that begins behind a number.
@@ -243,9 +267,11 @@ class EventLog:
 
     def _wake(self) -> None:
         # Whoever waits now has this one; the next one waits for the next change.
-        changed, self._changed = self._changed, None
-        if changed is not None:
-            changed.set()
+        self._told_seq = self._last_seq
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for reader in waiting:
+                reader()
 
 
 class Cursor:
@@ -260,6 +286,7 @@ class Cursor:
         self._log = log
         self._after = after
         self._iterating = iter(tuple[Event, ...]())
+        self._bell = Wakeup()
 
     @property
     def after(self) -> int:
@@ -271,11 +298,14 @@ class Cursor:
         """Whether the log goes on, but perhaps not for long."""
         return self._log.stalled
 
-    async def read(self, limit: int = 256) -> Sequence[Event]:
+    async def read(
+        self, limit: int = 256, *, rest: Callable[[], Awaitable[None]] | None = None
+    ) -> Sequence[Event]:
         """Wait until there is something to read and return it.
 
         Args:
             limit: Most events to return, at least 1.
+            rest: Waits in place of this, while there is nothing; by means of `notify`.
 
         Returns:
             Events in order; empty at the end of a log that was closed or is stalled.
@@ -289,7 +319,7 @@ class Cursor:
             if self._log.last_seq == last_seq:
                 if self._log.closed or self._log.stalled:
                     return ()
-                await self._log.changed()
+                await (rest or self._wait)()
 
     async def read_nowait(self, limit: int = 256) -> Sequence[Event]:
         """Return what there is to read now, perhaps nothing."""
@@ -302,6 +332,37 @@ class Cursor:
             events = (Event(first.seq - 1, None, first.at, gap), *events)
         self._after = events[-1].seq
         return events
+
+    def at_hand(self, limit: int = 256) -> Sequence[Event]:
+        """Return what can be read at once and without a gap, perhaps nothing; the place stays.
+
+        Args:
+            limit: Most events to return.
+        """
+        return self._log.at_hand(after=self._after, limit=limit)
+
+    def skip(self, events: Sequence[Event]) -> None:
+        """Go on behind events that were at hand."""
+        self._after = events[-1].seq
+
+    def notify(self, reader: Callable[[], None]) -> None:
+        """Call somebody, once, when there is news.
+
+        It must neither raise nor take long: the session waits for it.
+        """
+        self._log.notify(reader)
+
+    def leave(self, reader: Callable[[], None]) -> None:
+        """Do not call somebody any more; also if nothing was to come."""
+        self._log.leave(reader)
+
+    async def _wait(self) -> None:
+        self._log.notify(self._bell.ring)
+        try:
+            await self._bell.wait(None)
+        except BaseException:  # most logs that are left by a reader say no more for long
+            self._log.leave(self._bell.ring)
+            raise
 
     def __aiter__(self) -> Self:
         return self

@@ -39,6 +39,11 @@ class Memory:
         """Note that a session has none any more."""
         self._measured.pop(session_id, None)
 
+    def hand_over(self, holder: str, to: str) -> None:
+        """Note that the processes of one are another's now."""
+        if holder in self._measured:
+            self._measured[to] = self._measured.pop(holder)
+
     def used_bytes(self, sessions: Collection[str]) -> int:
         """Return what sessions take together."""
         return sum(self._measured.get(one, self._process_bytes) for one in sessions)

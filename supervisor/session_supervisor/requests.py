@@ -131,6 +131,11 @@ class Requests:
         return tuple(self._open.values())
 
     @property
+    def any_open(self) -> bool:
+        """Whether there is one without a resolution."""
+        return bool(self._open)
+
+    @property
     def shown(self) -> tuple[Request, ...]:
         """Those that wait, oldest first, as the store knows them."""
         return tuple(self._shown.values())

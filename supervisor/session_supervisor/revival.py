@@ -94,7 +94,7 @@ async def revive(core: SessionCore, *, refused: Collection[str], within_s: float
         for record in records
     )
     core.stored = None
-    core.state = State.HIBERNATED if core.failure is None else State.FAILED
+    core.move(State.HIBERNATED if core.failure is None else State.FAILED)
     core.mailbox.reopen()
     for turn_id in refused:
         if core.ledger.find(turn_id) is not None:

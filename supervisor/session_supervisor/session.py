@@ -33,7 +33,7 @@ from session_supervisor.errors import (
     TurnNotFound,
     Unavailable,
 )
-from session_supervisor.events import Event, Gap
+from session_supervisor.events import TERMINAL, Event, Gap
 from session_supervisor.lifecycle import ACTIVE, State
 from session_supervisor.log import Cursor
 from session_supervisor.messages import (
@@ -235,14 +235,15 @@ class TurnHandle:
         Args:
             batch: Events of the log, in order.
         """
+        turn_id = self._turn.turn_id
         wanted: list[Event] = []
         for event in batch:
-            end = self._turn.end
-            if event.turn_id == self.turn_id:
+            if event.turn_id == turn_id:
                 wanted.append(event)
-                if event.is_terminal:
+                if isinstance(event.body, TERMINAL):
                     return wanted, True
             elif isinstance(event.body, Gap):
+                end = self._turn.end
                 wanted.append(event)
                 if end is not None and end.seq <= event.seq:
                     wanted.append(Event(event.seq, end.turn_id, end.at, end.body))
@@ -309,7 +310,11 @@ class Session:
 
     @property
     def workspace(self) -> Path | None:
-        """The private directory that it works in; None where it was given a directory."""
+        """The private directory that it works in; None where it was given a directory.
+
+        With a pool it is another one once a process is there, and once a one-off has ended; what
+        is in it moves along.
+        """
         return Path(self._core.cwd) if self._core.private else None
 
     @property

@@ -84,6 +84,8 @@ class Slots:
             session_id: Who takes it; a session has one at most.
             owner: Whose session it is.
         """
+        if session_id in self._holders:  # it was handed over to it
+            return
         self._owners[session_id] = owner
         if not self._waiting and self._room:
             self._holders[session_id] = None
@@ -104,6 +106,51 @@ class Slots:
             if session_id not in self._holders:
                 self._owners.pop(session_id, None)
 
+    def take_spare(self, spare: str, leave: Callable[[], None]) -> bool:
+        """Take a slot for a process that no session needs yet, if nobody would miss it.
+
+        It rests, and is the first to be asked to leave.
+
+        Args:
+            spare: Names it, as a session is named.
+            leave: Called if it is to go.
+        """
+        if self._waiting or not self._room:
+            return False
+        self._holders[spare] = None
+        self._owners[spare] = ""
+        self._resting[spare] = leave
+        self._resting.move_to_end(spare, last=False)
+        return True
+
+    def has(self, session_id: str) -> bool:
+        """Return whether somebody has a slot."""
+        return session_id in self._holders
+
+    def next_waiting(self) -> str | None:
+        """Return who gets the next slot, of those who wait."""
+        return self._next() if self._waiting else None
+
+    def hand_over(self, holder: str, to: str, *, owner: str) -> None:
+        """Let somebody have the slot of another, and what lives in it.
+
+        Args:
+            holder: Who has it.
+            to: Who gets it; it may wait for one.
+            owner: Whose that is.
+        """
+        look = self._holders.pop(holder)
+        self._owners.pop(holder, None)
+        self._resting.pop(holder, None)
+        self._leaving.discard(holder)
+        self._holders[to] = look
+        self._owners[to] = owner
+        if self._memory is not None:
+            self._memory.hand_over(holder, to)
+        turn = self._waiting.pop(to, None)
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+
     def lives(self, session_id: str, look: Callable[[], Awaitable[Tree]]) -> None:
         """Note that a process is up, and how it is looked at."""
         if session_id in self._holders:
@@ -119,15 +166,18 @@ class Slots:
             self._memory.forget(session_id)
         self._share_out()
 
-    def rests(self, session_id: str, leave: Callable[[], None]) -> None:
+    def rests(self, session_id: str, leave: Callable[[], None], *, first: bool = False) -> None:
         """Note that a session has nothing to do for its process.
 
         Args:
             session_id: Which.
             leave: Called if it is to give its process up; it may find that it works again.
+            first: Whether it is asked before all that rest already: no session needs it.
         """
         if session_id not in self._resting and session_id not in self._leaving:
             self._resting[session_id] = leave
+            if first:
+                self._resting.move_to_end(session_id, last=False)
             self._make_room()
 
     def works(self, session_id: str) -> None:

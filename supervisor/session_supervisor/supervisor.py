@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,13 +23,13 @@ from weakref import WeakValueDictionary
 
 from session_supervisor import events
 from session_supervisor.actor import SERVER_FAULT, SERVER_RESTART, Actor, Restarted
-from session_supervisor.agents.port import Agent, Fingerprint, Forgets, Forks, Recovers
+from session_supervisor.agents.port import Agent, Fingerprint, Forgets, Forks, Pools, Recovers
 from session_supervisor.asks import Resolution
 from session_supervisor.budgets import Spending, check_budget
 from session_supervisor.claims import ClaimKey, Claims, Hold
 from session_supervisor.clock import Clock
 from session_supervisor.config import SupervisorConfig
-from session_supervisor.core import SessionCore
+from session_supervisor.core import SessionCore, nothing
 from session_supervisor.errors import (
     AgentError,
     AtCapacity,
@@ -60,18 +61,20 @@ from session_supervisor.forking import (
     spec_of_fork,
 )
 from session_supervisor.latch import Latch
-from session_supervisor.lifecycle import INITIAL, State
+from session_supervisor.lifecycle import ACTIVE, INITIAL, State
 from session_supervisor.log import EventLog
 from session_supervisor.mailbox import Mailbox
 from session_supervisor.memory import memory_of
 from session_supervisor.messages import Close, Closed, CloseReason, Control, Query, Restart
 from session_supervisor.monitors import Down, Monitor, Notice
 from session_supervisor.pacing import Pacing
+from session_supervisor.pool import Pool
 from session_supervisor.quotas import Account, Place, Quota, Usage
 from session_supervisor.requests import AskingPolicy, Requests, resolved_event
 from session_supervisor.restarts import RestartBudget
 from session_supervisor.results import Outcome
 from session_supervisor.revival import revive, text_left
+from session_supervisor.roster import Roster, by_age
 from session_supervisor.session import (
     Session,
     SessionSnapshot,
@@ -82,13 +85,20 @@ from session_supervisor.session import (
 )
 from session_supervisor.shielding import to_the_end
 from session_supervisor.slots import Slots
+from session_supervisor.spares import PoolSnapshot
 from session_supervisor.spec import LOCAL_OWNER, Attachment, Prompt, SessionKind, SessionSpec
+from session_supervisor.starts import Starts
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
 from session_supervisor.stores.records import Claim, Damaged, Lease, SessionRecord
 from session_supervisor.timers import Wakeup
 from session_supervisor.turns import Ledger
-from session_supervisor.workspaces import PrivateDirectories, Workspaces
+from session_supervisor.workspaces import (
+    SPARE,
+    PrivateDirectories,
+    ReusableWorkspaces,
+    Workspaces,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +127,7 @@ class SupervisorSnapshot:
         memory_bytes: What the processes take, as last measured; None where nobody looks.
         memory_budget_bytes: What they may take; None where nobody looks.
         damaged: Ids of sessions that are there, but cannot be read from the store.
+        pool: Processes that stand ready, and what became of others; None: there is no pool.
     """
 
     sessions: tuple[SessionSnapshot, ...]
@@ -129,19 +140,24 @@ class SupervisorSnapshot:
     memory_bytes: int | None = None
     memory_budget_bytes: int | None = None
     damaged: tuple[str, ...] = ()
+    pool: PoolSnapshot | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
     core: SessionCore
     session: Session
-    private_cwd: Path | None
     place: Place | None
     counts: bool = True
     forget: asyncio.TimerHandle | None = None
     faults: RestartBudget | None = None
     ours: bool = True
     """Whether we may write it; else somebody else goes on with it."""
+
+    @property
+    def private_cwd(self) -> Path | None:
+        """Its directory, if that is its own; it may get another one with its process."""
+        return Path(self.core.cwd) if self.core.private else None
 
 
 class Supervisor:
@@ -182,6 +198,7 @@ class Supervisor:
         )
         self._random = random
         self._entries: dict[str, _Entry] = {}
+        self._roster = Roster()
         # Of owners that have something; whatever counts holds on to its account.
         self._accounts = WeakValueDictionary[str, Account]()
         self._spending = Spending()
@@ -189,14 +206,30 @@ class Supervisor:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._damaged: dict[str, Damaged] = {}
         self._monitors: set[Monitor] = set()
-        self._starting = asyncio.Semaphore(self._config.max_starting)
+        self._starting = Starts(self._config.max_starting)
         memory = self._config.memory
         self._slots = Slots(self._config.max_live, None if memory is None else memory_of(memory))
+        self._pool = self._make_pool()
         self._conversations = 0
         self._open = False
         self._leaving = Latch()
         self._tasks: set[asyncio.Task[None]] = set()
         self._admissions: set[asyncio.Future[None]] = set()
+
+    def _make_pool(self) -> Pool | None:
+        policy, agent, workspaces = self._config.pool, self._agent, self._workspaces
+        if policy is None or not isinstance(agent, Pools):
+            return None
+        if not isinstance(workspaces, ReusableWorkspaces):
+            return None
+        return Pool(
+            agent,
+            policy=policy,
+            slots=self._slots,
+            starts=self._starting,
+            workspaces=workspaces,
+            start_s=self._config.watchdogs.start_s,
+        )
 
     @property
     def config(self) -> SupervisorConfig:
@@ -216,6 +249,8 @@ class Supervisor:
             if self._slots.memory_budget_bytes is not None:
                 self._own(self._measure(), name="measure memory")
             self._own(self._trim(), name="trim the store")
+            if self._pool is not None:
+                self._own(self._pool.run(), name="pool")
         except BaseException:
             await to_the_end(self._shut_down())
             raise
@@ -597,19 +632,34 @@ class Supervisor:
             return False
         return owner is None or damaged.session is None or damaged.session.owner == owner
 
-    def list(self, *, owner: str | None = None) -> tuple[Session, ...]:
-        """Return the conversations that take queries, oldest first.
+    def count(self, *, owner: str | None = None) -> int:
+        """Return how many conversations take queries.
 
         Args:
             owner: Only this owner's; None everybody's.
         """
-        return tuple(
+        return self._roster.count(owner)
+
+    def list(self, *, owner: str | None = None, state: State | None = None) -> tuple[Session, ...]:
+        """Return conversations that are kept, oldest first.
+
+        Args:
+            owner: Only this owner's; None everybody's.
+            state: Those in this state; None: those that take queries.
+        """
+        if state is None:
+            return self._roster.list(owner)
+        if state in ACTIVE:
+            return tuple(one for one in self._roster.list(owner) if one.state is state)
+        found = [
             entry.session
             for entry in self._entries.values()
             if entry.core.kind is SessionKind.CONVERSATION
-            and entry.session.active
-            and (owner is None or entry.core.owner == owner)
-        )
+            and entry.core.deleted_at is None
+            and owner in (None, entry.core.owner)
+            and entry.core.standing is state
+        ]
+        return tuple(sorted(found, key=by_age))
 
     async def close(self, session_id: str, *, owner: str | None = None) -> Closed:
         """End a session and forget it; returns when its process is gone.
@@ -682,13 +732,24 @@ class Supervisor:
         self._damaged.pop(session_id, None)
         return Closed(reason=CloseReason.REQUESTED)
 
+    def forget_owner(self, owner: str) -> None:
+        """Stop processes that stand ready for an owner: nobody may ask on their behalf any more.
+
+        Sessions go on, and a one-off that runs; its process does not stand ready after it.
+
+        Args:
+            owner: Whose.
+        """
+        if self._pool is not None:
+            self._pool.forget_owner(owner)
+
     # -- look and listen -----------------------------------------------------------------
 
     def snapshot(self) -> SupervisorSnapshot:
         """Return what everything looks like now."""
         return SupervisorSnapshot(
             sessions=tuple(entry.session.snapshot() for entry in self._entries.values()),
-            active=len(self.list()),
+            active=self.count(),
             live=self._slots.taken,
             waiting=self._slots.waiting,
             max_sessions=self._config.max_sessions,
@@ -697,6 +758,7 @@ class Supervisor:
             memory_bytes=self._slots.memory_bytes,
             memory_budget_bytes=self._slots.memory_budget_bytes,
             damaged=tuple(self._damaged),
+            pool=None if self._pool is None else self._pool.snapshot(),
         )
 
     def usage(self, owner: str) -> Usage:
@@ -731,6 +793,8 @@ class Supervisor:
             budget_s: Seconds that running turns may still take.
         """
         self._leaving.set()
+        if self._pool is not None:
+            self._pool.close()
         for entry in tuple(self._entries.values()):
             entry.core.mailbox.shut_work(Draining)
             message = Close(reason=CloseReason.DRAINED, grace_s=budget_s)
@@ -739,6 +803,8 @@ class Supervisor:
                 entry.core.mailbox.offer_control(message, always=True)
         for entry in tuple(self._entries.values()):
             await entry.core.ended.wait()
+        if self._pool is not None:
+            await self._pool.aclose()
 
     # -- inside --------------------------------------------------------------------------
 
@@ -805,9 +871,17 @@ class Supervisor:
         except Draining:
             await to_the_end(self._erase(entry, claims=True))
             raise
-        self._entries[entry.core.session_id] = entry
+        self._register(entry)
         self._own(self._run(entry), name=f"session {entry.core.session_id}")
         return entry
+
+    def _register(self, entry: _Entry) -> None:
+        """Let a session be found, and listed for as long as it takes queries."""
+        core = entry.core
+        self._entries[core.session_id] = entry
+        if core.kind is SessionKind.CONVERSATION:
+            core.moved = partial(self._roster.look, core, entry.session)
+            core.moved()
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -852,7 +926,10 @@ class Supervisor:
     async def _new(self, spec: SessionSpec, owner: str, kind: SessionKind) -> SessionRecord:
         """Return a new session that nobody knows yet; only its directory is there."""
         session_id = str(uuid4())
-        private_cwd = await self._workspaces.allot(session_id) if spec.cwd is None else None
+        # A one-off leaves its directory to its process, if that is used again.
+        reused = kind is SessionKind.ONEOFF and self._pool is not None
+        name = f"{SPARE}{session_id}" if reused else session_id
+        private_cwd = await self._workspaces.allot(name) if spec.cwd is None else None
         now = self._clock.now()
         return SessionRecord(
             session_id=session_id,
@@ -1016,7 +1093,7 @@ class Supervisor:
         self, record: SessionRecord, lease: Lease, place: Place | None, *, state: State
     ) -> _Entry:
         """Return a session as it was stored, in a given state."""
-        config, wakeup = self._config, Wakeup()
+        config, wakeup, clock = self._config, Wakeup(), self._clock.here()
         core = SessionCore(
             session_id=record.session_id,
             owner=record.owner,
@@ -1034,23 +1111,23 @@ class Supervisor:
             ),
             ledger=Ledger(
                 record.session_id,
-                clock=self._clock,
+                clock=clock,
                 total_cost_usd=record.total_cost_usd,
                 conversation_cost_usd=record.conversation_cost_usd,
             ),
-            requests=Requests(record.session_id, clock=self._clock),
+            requests=Requests(record.session_id, clock=clock),
             log=EventLog(
                 record.session_id,
                 self._store,
                 lease=lease,
-                clock=self._clock,
+                clock=clock,
                 store_s=config.watchdogs.store_s,
             ),
             store=self._store,
             claims=self._claims,
             restarts=RestartBudget(config.restarts, self._random),
             wakeup=wakeup,
-            clock=self._clock,
+            clock=clock,
             state=state,
             agent_session_id=record.agent_session_id,
             has_context=record.has_context,
@@ -1062,9 +1139,7 @@ class Supervisor:
             stored=record,
             deleted_at=record.deleted_at,
         )
-        return _Entry(
-            core, self._session(core), Path(record.cwd) if record.private else None, place
-        )
+        return _Entry(core, self._session(core), place)
 
     def _session(self, core: SessionCore, *, attached: bool = False) -> Session:
         return Session(core, config=self._config, check=self._agent.check, attached=attached)
@@ -1096,7 +1171,7 @@ class Supervisor:
             entry = self._entry(record, found.lease, place, state=state)
             entry.counts = counts
             self._conversations += counts
-            self._entries[record.session_id] = entry
+            self._register(entry)
             if state is State.CLOSED:
                 self._bury(entry.core)
                 self._keep_for_a_while(entry)
@@ -1108,10 +1183,13 @@ class Supervisor:
             if closed:
                 entry.core.mailbox.offer_control(Close(reason=CloseReason.FAULT))
             self._own(self._run(entry), name=f"session {record.session_id}")
+        if isinstance(self._workspaces, ReusableWorkspaces) and not self._damaged:
+            # Before anything is allotted; where a session is damaged, who knows what is its.
+            await self._workspaces.sweep([Path(one.core.cwd) for one in self._entries.values()])
 
     def _bury(self, core: SessionCore) -> None:
         """Let a session be that was closed before; it can be read for a while."""
-        core.closed = Closed(reason=CloseReason.REQUESTED)
+        core.move(State.CLOSED, Closed(reason=CloseReason.REQUESTED))
         core.log.close()
         core.mailbox.shut(lambda: SessionClosed(core.session_id))
         core.ended.set()
@@ -1176,6 +1254,7 @@ class Supervisor:
             on_restart=on_restart,
             on_failed=on_failed,
             on_retried=on_retried,
+            pool=self._pool,
         )
         fault: ExceptionGroup | None = None
         try:
@@ -1229,7 +1308,7 @@ class Supervisor:
         if delay_s is None and fault.split(StoreError)[1] is not None:
             return False
         delay_s = self._config.restarts.max_delay_s if delay_s is None else delay_s
-        core.state = State.HIBERNATED
+        core.move(State.HIBERNATED)
         refused = [
             message.key
             for message in core.mailbox.shut(Unavailable)
@@ -1271,8 +1350,7 @@ class Supervisor:
 
     def _leave(self, core: SessionCore, reason: CloseReason) -> None:
         """Let a session be that goes on under another supervisor."""
-        core.state = State.CLOSED
-        core.closed = Closed(reason=reason)
+        core.move(State.CLOSED, Closed(reason=reason))
         core.ledger.suspend(Draining)
         core.log.close()
         core.mailbox.shut(
@@ -1285,9 +1363,8 @@ class Supervisor:
             code=FailureCode.INTERNAL,
             message="The server made a mistake and ended the session. Start a new one.",
         )
-        core.state = State.CLOSED
         core.failure = failure.message
-        core.closed = Closed(reason=CloseReason.FAULT)
+        core.move(State.CLOSED, Closed(reason=CloseReason.FAULT))
         await self._settle_requests(core)
         for turn in core.ledger.unannounced():
             seq = core.log.next_seq
@@ -1392,6 +1469,8 @@ class Supervisor:
             if entry.ours:
                 await self._erase(entry)
             self._entries.pop(session_id, None)
+            self._roster.drop(entry.core)
+            entry.core.moved = nothing  # it would keep itself alive by it
             self._ended.pop(session_id, None)
 
     async def _erase(self, entry: _Entry, *, claims: bool = False) -> None:

@@ -5,6 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable
 
+TICK_S = 0.001
+"""How much too early a timer of an event loop may fire: uvloop counts in milliseconds."""
+
+
+def is_due(at: float, now: float) -> bool:
+    """Return whether a time has come, as far as an event loop can tell.
+
+    Who takes a timer that fired for one that is not due yet asks again until the clock has moved.
+    """
+    return at <= now + TICK_S
+
 
 class Timers:
     """Deadlines by name. Few at a time, set far more often than they fire."""
@@ -35,21 +46,38 @@ class Timers:
             return None
         return min(self._deadlines.items(), key=lambda item: item[1])
 
+    def earliest(self) -> float | None:
+        """Return the earliest time, or None without any."""
+        return min(self._deadlines.values(), default=None)
+
+    def is_due(self, now: float) -> bool:
+        """Return whether there is one that is due."""
+        return bool(self._deadlines) and is_due(min(self._deadlines.values()), now)
+
     def pop_due(self, now: float) -> Hashable | None:
         """Remove and return the earliest name that is due, or None."""
-        earliest = self.next()
-        if earliest is None or earliest[1] > now:
+        if not self.is_due(now):
             return None
-        del self._deadlines[earliest[0]]
-        return earliest[0]
+        name = min(self._deadlines, key=self._deadlines.__getitem__)
+        del self._deadlines[name]
+        return name
 
 
 class Wakeup:
-    """A bell that one task sleeps by. Rung while nobody sleeps, it is heard by the next."""
+    """A bell that one task sleeps by. Rung while nobody sleeps, it is heard by the next.
+
+    Its alarm stays set while the sleeper's next time is no earlier: one who is woken a thousand
+    times before its time has come needs one timer for it, and not a thousand.
+    """
+
+    __slots__ = ("_alarm", "_alarm_at", "_loop", "_rung", "_sleeper")
 
     def __init__(self) -> None:
         self._rung = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._sleeper: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
 
     def ring(self) -> None:
         """Wake the sleeper, or keep the next one from falling asleep."""
@@ -57,20 +85,38 @@ class Wakeup:
         if self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)
 
+    def mute(self) -> None:
+        """Set no alarm any more; for a bell that nobody sleeps by again."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
     async def wait(self, until: float | None) -> None:
         """Sleep until the bell rings.
 
         Args:
-            until: Event loop time, in seconds, after which to wake in any case; None for none.
+            until: Event loop time, in seconds, after which to wake in any case; None for none. It
+                may ring before that, for a time that was given earlier.
         """
-        loop = asyncio.get_running_loop()
         if not self._rung:
-            self._sleeper = loop.create_future()
-            alarm = None if until is None else loop.call_at(until, self.ring)
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            if until is None:
+                self.mute()
+            elif self._alarm is None or until < self._alarm_at:
+                self.mute()
+                self._alarm = self._loop.call_at(until, self._alarmed)
+                self._alarm_at = until
+            self._sleeper = self._loop.create_future()
             try:
                 await self._sleeper
+            except BaseException:
+                self.mute()
+                raise
             finally:
                 self._sleeper = None
-                if alarm is not None:
-                    alarm.cancel()
         self._rung = False
+
+    def _alarmed(self) -> None:
+        self._alarm = None
+        self.ring()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from session_supervisor.events import Event, weight
 
@@ -44,14 +44,28 @@ class Window:
         """Number of the newest event held, 0 without any."""
         return self._events[-1].seq if len(self) else 0
 
+    def append(self, event: Event) -> None:
+        """Add an event, which must follow on, and drop the oldest that are too many."""
+        self._events.append(event)
+        self._weight += weight(event)
+        if self._weight > self._max_weight or len(self._events) - self._head > self._max_events:
+            self._shed()
+
     def extend(self, events: Iterable[Event]) -> None:
         """Add events, which must follow on, and drop the oldest that are too many."""
         for event in events:
             self._events.append(event)
             self._weight += weight(event)
-        while len(self) > 1 and (len(self) > self._max_events or self._weight > self._max_weight):
-            self._weight -= weight(self._events[self._head])
-            self._head += 1
+        self._shed()
+
+    def _shed(self) -> None:
+        events, head = self._events, self._head
+        count = len(events) - head
+        while count > 1 and (count > self._max_events or self._weight > self._max_weight):
+            self._weight -= weight(events[head])
+            head += 1
+            count -= 1
+        self._head = head
         self._tidy()
 
     def drop(self, through: int) -> None:
@@ -67,6 +81,14 @@ class Window:
             return ()
         start = self._head + max(0, after + 1 - self._events[self._head].seq)
         return tuple(self._events[start : start + limit])
+
+    def follow(self, after: int, limit: int) -> Sequence[Event]:
+        """Return up to `limit` held events from the one behind a number on, if that is held."""
+        events, head = self._events, self._head
+        if head == len(events):
+            return ()
+        start = head + after + 1 - events[head].seq
+        return events[start : start + limit] if start >= head else ()
 
     def _tidy(self) -> None:
         # Dropping from the front of a list costs its length: do it once for many.

@@ -195,3 +195,4 @@ async def test_a_directory_goes_though_what_ran_in_it_took_the_right_to(tmp_path
     await directories.release(directory)
     assert not directory.exists()
     await directories.release(directory)
+    await directories.aclose()

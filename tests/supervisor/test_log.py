@@ -86,6 +86,7 @@ async def test_a_reader_waits_for_more_and_ends_with_the_log() -> None:
     for _ in range(3):
         await asyncio.sleep(1)
         log.publish(Text(content="x"))
+        log.tell()
     log.close()
     await reader
     assert seen == [1, 2, 3]
@@ -112,6 +113,44 @@ async def test_a_reader_that_stopped_waiting_leaves_nothing() -> None:
             await cursor.read()
     log.publish(Text(content="x"))
     assert [event.seq for event in await cursor.read()] == [1]
+
+
+@virtual()
+async def test_readers_are_told_once_of_what_was_said_together() -> None:
+    log = await log_on(MemoryStore(), reserved=9)
+    cursor, heard = log.cursor(), list[int]()
+
+    def hear() -> None:
+        batch = cursor.at_hand()
+        heard.append(len(batch))
+        cursor.skip(batch)
+
+    cursor.notify(hear)
+    for _ in range(3):
+        log.publish(Text(content="x"))
+    assert heard == []
+    log.tell()
+    assert (heard, cursor.after, cursor.at_hand()) == ([3], 3, ())
+    log.publish(Text(content="x"))
+    log.tell()
+    assert heard == [3], "it has not asked for more"
+    cursor.notify(hear)
+    cursor.leave(hear)
+    await log.commit((Text(content="x"), "t"))
+    assert heard == [3]
+
+
+@virtual()
+async def test_what_the_store_must_be_asked_for_is_not_at_hand() -> None:
+    log = await log_on(MemoryStore())
+    for _ in range(3):
+        await log.commit((Text(content="x"), "t"))
+    log.forget()
+    cursor = log.cursor()
+    assert cursor.at_hand() == ()
+    await log.commit((Text(content="x"), "t"))
+    assert cursor.at_hand() == (), "there are some in between"
+    assert len(await cursor.read()) == 4
 
 
 @virtual()

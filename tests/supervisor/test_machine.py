@@ -529,7 +529,18 @@ class Sessions(RuleBasedStateMachine):
             assert usage.turns <= self.quota.turns
         conversations = [one for one in sessions if one.snapshot().kind is SessionKind.CONVERSATION]
         assert usage.sessions <= len(conversations) <= 2
-        assert usage.sessions >= sum(one.state in ACTIVE for one in conversations)
+        active = [one for one in conversations if one.state in ACTIVE]
+        assert usage.sessions >= len(active)
+        active.sort(key=lambda one: (one.created_at, one.session_id))
+        assert self.supervisor.list() == self.supervisor.list(owner=LOCAL_OWNER) == tuple(active)
+        assert self.supervisor.count() == self.supervisor.count(owner=LOCAL_OWNER) == len(active)
+        for state in State:
+            assert self.supervisor.list(state=state) == tuple(
+                sorted(
+                    (one for one in conversations if one.state is state),
+                    key=lambda one: (one.created_at, one.session_id),
+                )
+            )
 
     @rule()
     def start_beyond_the_quota(self) -> None:

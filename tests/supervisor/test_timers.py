@@ -1,8 +1,9 @@
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from session_supervisor.timers import Timers, Wakeup
+from session_supervisor.timers import TICK_S, Timers, Wakeup, is_due
 from tests.support.virtual_time import virtual
 
 
@@ -39,3 +40,36 @@ async def test_a_sleeper_wakes_in_time() -> None:
     assert now() == 3.0
     await bell.wait(now() - 1)
     assert now() == 3.0
+
+
+def test_a_timer_that_fired_a_tick_too_early_is_due() -> None:
+    assert is_due(1.0, 1.0 - TICK_S / 2)
+    assert not is_due(1.0, 1.0 - 2 * TICK_S)
+
+
+@virtual()
+async def test_who_is_woken_before_its_time_needs_no_other_alarm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bell, loop = Wakeup(), asyncio.get_running_loop()
+    alarms: list[float] = []
+    call_at = loop.call_at
+
+    def counted(when: float, callback: Callable[..., object], *args: object) -> object:
+        alarms.append(when)
+        return call_at(when, callback, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "call_at", counted)
+        for n in range(100):
+            loop.call_soon(bell.ring)
+            await bell.wait(10.0 + n)
+        assert alarms == [10.0]
+        await bell.wait(110.0)  # for the time that was given first
+        assert loop.time() == 10.0
+        loop.call_soon(bell.ring)
+        await bell.wait(5_000.0)
+        loop.call_soon(bell.ring)
+        await bell.wait(20.0)
+        assert alarms == [10.0, 5_000.0, 20.0]
+    bell.mute()

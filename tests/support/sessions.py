@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+import errno
+from collections.abc import AsyncGenerator, Collection, Coroutine, Hashable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from session_supervisor.agents.port import Agent
 from session_supervisor.clock import Clock
 from session_supervisor.events import Body, Discard, Done, Error, Text
 from session_supervisor.stores.port import Store
+from session_supervisor.workspaces import SPARE
 
 T = TypeVar("T")
 
@@ -21,6 +23,7 @@ class ImaginaryDirectories:
 
     def __init__(self) -> None:
         self.held: set[Path] = set()
+        self.files: dict[Path, set[str]] = {}
 
     async def allot(self, session_id: str) -> Path:
         directory = Path("/nowhere") / session_id
@@ -32,6 +35,30 @@ class ImaginaryDirectories:
 
     async def release(self, directory: Path) -> None:
         self.held.discard(directory)
+        self.files.pop(directory, None)
+
+    def sign(self, directory: Path) -> Hashable:
+        if directory not in self.held or self.files.get(directory):
+            raise OSError(errno.ENOTEMPTY, "it is not as it was", str(directory))
+        return directory
+
+    async def empty(self, directory: Path, into: Path) -> None:
+        assert into in self.held
+        assert not self.files.get(into)
+        self.files[into] = self.files.pop(directory, set())
+
+    def move(self, directory: Path, into: Path) -> None:
+        self.files.setdefault(into, set()).update(self.files.pop(directory, set()))
+        self.discard(directory)
+
+    def discard(self, directory: Path) -> None:
+        if not self.files.get(directory):
+            self.held.discard(directory)
+
+    async def sweep(self, known: Collection[Path]) -> None:
+        for directory in self.held - set(known):
+            if directory.name.startswith(SPARE):
+                await self.release(directory)
 
     async def aclose(self) -> None:
         assert not self.held, "directories were not released"

@@ -553,6 +553,80 @@ class Agent(Protocol):
 
 
 @runtime_checkable
+class Pools(Protocol):
+    """An agent that can say whether a process is still what it would start now.
+
+    Its processes, which are `Renews`, may be started before anybody needs them.
+    """
+
+    def spelled_out(self, fingerprint: Fingerprint) -> Fingerprint:
+        """Return the fingerprint with what the agent chooses where it says nothing, if it can."""
+        ...
+
+    def can_be_told(self, model: str) -> bool:
+        """Whether a process of another model can be told of this one, at no cost."""
+        ...
+
+    async def circumstances(self, fingerprint: Fingerprint) -> str:
+        """Return a name for all that a process is started with besides its fingerprint.
+
+        That is the program and its version, the environment, the credential, what the operator has
+        set. A process may be handed out as long as the name is that of its start. No secret can be
+        read from it.
+
+        Args:
+            fingerprint: What the process is, or would be, started with.
+
+        Raises:
+            AgentError: It could not be started now.
+        """
+        ...
+
+
+@runtime_checkable
+class Renews(Protocol):
+    """A process that can begin anew, for another session with the same fingerprint."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it lives, and has said and been told nothing since it came up or was renewed."""
+        ...
+
+    @property
+    def stain(self) -> str | None:
+        """Why it cannot be renewed, in a word or two that are the same each time; None: it may."""
+        ...
+
+    @property
+    def conversation(self) -> str | None:
+        """Id of the conversation that it is in, as far as something of it may be kept."""
+        ...
+
+    async def leftovers(self) -> Tree:
+        """Look what processes there are of it and of what it started: one, where nothing is left.
+
+        Memory that others share with it may be left out, which is faster.
+
+        Raises:
+            OSError: They cannot be looked for just now.
+        """
+        ...
+
+    async def renew(self) -> None:
+        """Bring it back to how it came up, and prove it. Nobody may be about to use it.
+
+        Its directory has to be empty by then: it may look there again. What is kept of its
+        conversation is erased. Then the stream of its messages ends, and it can be bound and read
+        anew, as one that has just come up. The caller sets the time limit.
+
+        Raises:
+            CannotRenew: It is not proven. It has to be stopped.
+            AgentGone: It has ended.
+        """
+        ...
+
+
+@runtime_checkable
 class Forks(Protocol):
     """An agent whose conversations can be gone on with twice."""
 

@@ -26,6 +26,15 @@ T = TypeVar("T")
 LONGEST_RUN = 16 * 2**10
 """Characters of text in one row at most (a single piece may be longer)."""
 
+GROWS_TO = 512
+SPILLS_FROM, SPILLED_GROWS_TO = 960, 3 * 2**10
+"""Bytes of a row that grows by what comes later.
+
+To grow, it is read and written anew. So what a piece costs does not depend on how long the text is
+already, and yet a text that comes in small pieces does not become as many rows. A row of almost a
+kibibyte takes a page of 4 KiB to itself, which it may fill.
+"""
+
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Discriminator("type")])
 _sessions = TypeAdapter(SessionRecord)
 _turns = TypeAdapter(TurnRecord)
@@ -168,7 +177,8 @@ def runs_of(events: Sequence[Event], *, last: Run | None = None) -> Iterator[Run
     Args:
         events: In order, without holes.
         last: The row before them, if there is one. If the first of them belong to the same text,
-            the first row that is yielded takes its place, and begins with its `first_seq`.
+            and it is short, the first row that is yielded takes its place, and begins with its
+            `first_seq`.
     """
     at = 0
     if last is not None and events and (pieces := _reopened(last.record)) is not None:
@@ -229,8 +239,10 @@ def stamp(at: datetime) -> int:
 
 
 def _reopened(record: bytes) -> _Pieces | None:
-    """Return a row that grows on, or None if it holds no text."""
-    if not record.startswith(b'{"type":'):
+    """Return a row that grows on, or None if it is long or holds no text."""
+    size = len(record)
+    short = size < GROWS_TO or SPILLS_FROM <= size < SPILLED_GROWS_TO
+    if not short or not record.startswith(b'{"type":'):
         return None
     try:
         return _decoded(record, "The last event", _pieces_of)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import json
 import logging
 import os
 import signal
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -50,7 +53,14 @@ from session_supervisor.agents.claude.permissions import (
 )
 from session_supervisor.agents.claude.process import ClaudeProcess, StopTimes
 from session_supervisor.agents.claude.program import Program, require_descriptors
-from session_supervisor.agents.claude.scratch import Scratches, written
+from session_supervisor.agents.claude.renewal import Origin
+from session_supervisor.agents.claude.scratch import (
+    Listing,
+    Scratches,
+    listing,
+    restore,
+    written,
+)
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import Exit, Fingerprint
 from session_supervisor.asks import Rule
@@ -59,6 +69,7 @@ from session_supervisor.errors import (
     AgentGone,
     AgentMissing,
     AgentStartFailed,
+    CannotRenew,
     ResumeNotFound,
 )
 from session_supervisor.spec import LOCAL_OWNER, JsonObject, SessionSpec
@@ -74,11 +85,20 @@ _TRANSPORT = "session_supervisor.agents.claude.transport"
 _TRANSCRIPTS = "session_supervisor.agents.claude.transcripts"
 """The modules that import the SDK."""
 
+_PAUSES_S = (0.02, 0.1, 0.3, 1.0)
+"""Seconds between tries to have a scratch directory as it was."""
+
 _COMPLETE = 10_000
 """Most conversations of which it is remembered that their copy is complete."""
 
 _SERVERS = "mcp-servers.json"
 """Name of a file in a process's scratch directory."""
+
+_LOGIN = (".credentials.json", "settings.json")
+"""Files in the CLI's configuration directory that it looks at as it starts."""
+
+_MANAGED = "/etc/claude-code/managed-settings"
+"""Where the machine's settings are: in a file (`.json`), and in those of a directory (`.d`)."""
 
 _UNKNOWN_CONVERSATION = "No conversation found"
 
@@ -214,6 +234,8 @@ class ClaudeAgent:
         self._processes: set[ClaudeProcess] = set()
         self._scratches = Scratches()
         self._late: dict[str, ModuleType] = {}
+        self._secret = os.urandom(32)
+        """So that nobody finds a credential by guessing what `circumstances` was made of."""
 
     async def warm_up(self) -> None:
         """Import the SDK, which takes a second, so that the first session need not wait for it."""
@@ -311,7 +333,20 @@ class ClaudeAgent:
             ) from error
         if not proc.tag(program.pid, marker):
             _log.debug("A process of Claude Code carries its marker in its environment alone")
-        translator = Translator(now=time.time, structured=fingerprint.output_schema is not None)
+        new_translator = partial(
+            Translator, now=time.time, structured=fingerprint.output_schema is not None
+        )
+        translator = new_translator()
+        scratch_files: Listing = frozenset()
+
+        async def wipe(conversation: str | None) -> None:
+            try:
+                await self._wipe(fingerprint, conversation)
+                if conversation is not None:
+                    await _restored(scratch, scratch_files)
+            except (OSError, AgentError) as error:
+                raise CannotRenew("files", "what it has written cannot be erased") from error
+
         permissions = Permissions(
             asks=fingerprint.asks,
             rules=fingerprint.rules,
@@ -324,11 +359,20 @@ class ClaudeAgent:
             model_named=self._model_named,
             may_bypass=self._rules.may_bypass,
             take_stock=partial(self._census.tree, marker),
+            look_around=partial(self._census.leftovers, marker, program.pid),
             clean_up=partial(self._clean_up, marker, scratch, mirror),
             mirror=mirror,
             max_line=self._max_line,
             times=self._stop_times,
             on_stopped=self._processes.discard,
+            origin=Origin(
+                model=self._model_named(fingerprint.model or self._model),
+                permission_mode=fingerprint.permission_mode,
+                confined=self._confine_files,
+                verbatim=self._verbatim,
+            ),
+            new_translator=new_translator,
+            wipe=wipe,
         )
         self._processes.add(process)
         try:
@@ -344,7 +388,7 @@ class ClaudeAgent:
             )
             await process.connect(client, transport.accept)
             # It has been read, and the session's file tools may read what lies there.
-            await asyncio.to_thread(Path(scratch, _SERVERS).unlink, missing_ok=True)
+            scratch_files = await asyncio.to_thread(_settled, scratch)
         except BaseException as error:
             program.signal(signal.SIGKILL)
             ended = await process.stop()
@@ -352,6 +396,38 @@ class ClaudeAgent:
                 raise _start_error(error, ended, translator.complaint, resume) from error
             raise
         return process
+
+    def spelled_out(self, fingerprint: Fingerprint) -> Fingerprint:
+        """Return the fingerprint with a model in any case: a process can be told of one."""
+        return replace(fingerprint, model=fingerprint.model or self._model)
+
+    def can_be_told(self, model: str) -> bool:
+        """Whether the CLI takes a model's name, as it runs, without a request upstream."""
+        return self._model_named(model) in models.FAMILIES
+
+    async def circumstances(self, fingerprint: Fingerprint) -> str:
+        """Return a name for all that a process is started with besides its fingerprint.
+
+        It is another one when the program is, our environment, the credential, or the owner's
+        configuration directory with the login in it.
+
+        Args:
+            fingerprint: What it is, or would be, started with.
+
+        Raises:
+            AgentMissing: There is no Claude Code on this machine.
+            AgentStartFailed: The provider of credentials failed.
+        """
+        cli = self._find_cli()
+        provided = await self._provided(fingerprint.owner)
+        try:
+            env = self._environment(replace(fingerprint, cwd="/"), "", "", provided)
+        except OSError as error:
+            raise AgentStartFailed(f"The configuration directory: {error.strerror}.") from error
+        config = configdir.used(env)
+        files = [cli, config, *(os.path.join(config, name) for name in _LOGIN), *_managed()]
+        told = json.dumps([sorted(env.items()), [[path, *_looks(path)] for path in files]])
+        return hashlib.blake2b(told.encode(), key=self._secret, digest_size=16).hexdigest()
 
     async def fork(
         self,
@@ -482,6 +558,19 @@ class ClaudeAgent:
             await self._scratches.remove(scratch)
 
     # Conversations
+
+    async def _wipe(self, fingerprint: Fingerprint, conversation: str | None) -> None:
+        """Erase what is remembered of a directory, whose process lives on, and a conversation.
+
+        Raises:
+            AgentError: Something of the conversation is still there.
+            OSError: Something of what is remembered is.
+        """
+        if conversation is not None:
+            await self.forget(fingerprint, conversation)
+        any_one = conversation or str(uuid.uuid4())
+        known = await self._conversation(self._config_of(fingerprint), fingerprint.cwd, any_one)
+        await asyncio.to_thread(known.erase_memory)
 
     async def _mirror(self, env: Mapping[str, str], cwd: str, resume: str | None) -> Mirror | None:
         """Return what copies a process's transcripts, and see to it that it finds its own."""
@@ -683,18 +772,62 @@ class ClaudeAgent:
             marker=marker,
             scratch=scratch,
             cwd=fingerprint.cwd,
-            sdk_version=importlib.metadata.version("claude-agent-sdk"),
+            sdk_version=self._sdk_version,
             config_dir=configdir.of(self._config_dir, fingerprint.owner),
             background=fingerprint.background,
             passthrough=self._env_passthrough,
             provided=provided,
         )
 
+    @cached_property
+    def _sdk_version(self) -> str:
+        # It is read from a file each time.
+        return importlib.metadata.version("claude-agent-sdk")
+
     async def _import(self, name: str) -> ModuleType:
         if name not in self._late:
             # In a thread, where a lock is waited for while another one imports it as well.
             self._late[name] = await asyncio.to_thread(importlib.import_module, name)
         return self._late[name]
+
+
+async def _restored(scratch: str, before: Listing) -> None:
+    """Remove from a scratch directory what was not there before.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            await asyncio.to_thread(restore, scratch, before)
+        except OSError:
+            # The CLI tries the file system out in the first seconds, and tidies up by itself.
+            await asyncio.sleep(pause_s)
+        else:
+            return
+    await asyncio.to_thread(restore, scratch, before)
+
+
+def _settled(scratch: str) -> Listing:
+    """Remove from a scratch directory what was only for the start; return what stays."""
+    Path(scratch, _SERVERS).unlink(missing_ok=True)
+    return listing(scratch)
+
+
+def _managed() -> list[str]:
+    """Return the files of the machine's settings, the one that is always looked for included."""
+    return [f"{_MANAGED}.json", *sorted(map(str, Path(f"{_MANAGED}.d").glob("*")))]
+
+
+def _looks(path: str) -> tuple[int, ...]:
+    """Return what changes when a file or a directory is another one, or a file is written to."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    if stat.S_ISDIR(found.st_mode):
+        return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _inside(allowed: Sequence[str], limits: Confinement) -> list[str]:

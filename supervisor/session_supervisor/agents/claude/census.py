@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from session_supervisor.agents.claude import proc
 from session_supervisor.agents.port import Member, Tree
@@ -37,10 +37,23 @@ class Census:
                 roots = () if pid is None else (pid,)
                 pids = proc.family(processes, markers=(marker,), roots=roots)
                 async with self._measuring:
-                    return Tree(members=await asyncio.to_thread(_members, processes, pids))
+                    return await asyncio.to_thread(_tree, processes, pids, proc.memory)
         except OSError:  # a TimeoutError is one
             _log.warning("The processes of a session cannot be counted", exc_info=True)
             return Tree()
+
+    async def leftovers(self, marker: str, pid: int) -> Tree:
+        """Return the same as of now, with the memory that each has for itself: that is known.
+
+        Args:
+            marker: Which.
+            pid: The process that all of it descends from.
+
+        Raises:
+            OSError: They cannot be looked for just now.
+        """
+        # Not one that others have begun: it may have passed by what was there when this is asked.
+        return await asyncio.to_thread(_leftovers, marker, pid)
 
     async def _everybody(self) -> Mapping[int, proc.Process]:
         # Who asks while others wait gets their answer, which is some milliseconds old.
@@ -57,13 +70,23 @@ class Census:
             looking.exception()  # whoever asked may not wait any more
 
 
-def _members(processes: Mapping[int, proc.Process], pids: list[int]) -> tuple[Member, ...]:
-    return tuple(
-        Member(
-            pid=pid,
-            parent=processes[pid].parent,
-            name=processes[pid].name,
-            pss_bytes=proc.memory(pid),
+def _leftovers(marker: str, pid: int) -> Tree:
+    processes = proc.everybody()
+    pids = proc.family(processes, markers=(marker,), roots=(pid,))
+    return _tree(processes, pids, proc.own_memory)
+
+
+def _tree(
+    processes: Mapping[int, proc.Process], pids: Collection[int], weigh: Callable[[int], int]
+) -> Tree:
+    return Tree(
+        members=tuple(
+            Member(
+                pid=pid,
+                parent=processes[pid].parent,
+                name=processes[pid].name,
+                pss_bytes=weigh(pid),
+            )
+            for pid in pids
         )
-        for pid in pids
     )

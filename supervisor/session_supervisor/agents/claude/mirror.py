@@ -188,6 +188,18 @@ class Mirror:
             await asyncio.wait({self._task}, timeout=max(0.0, start + refused_s - loop.time()))
         return self._task.done()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was accepted is stored, and that is known."""
+        busy = self._task is not None and not self._task.done()
+        return not (busy or self._refused or self._torn or self._lost)
+
+    def begin_anew(self) -> None:
+        """Forget what was copied: it was erased, and is asked for no more."""
+        self._conversations.clear()
+        self._printed.clear()
+        self._said, self._last = Said(), {}
+
     def lose(self) -> None:
         """Note that not all that the CLI printed has been accepted."""
         self._lost = True

@@ -18,6 +18,9 @@ DEFAULT_ALIASES: Mapping[str, str] = MappingProxyType(
 )
 """The names in the API reference, of October 2025, which the upstream no longer serves."""
 
+FAMILIES = frozenset({"sonnet", "opus", "haiku"})
+"""Names that the CLI knows by itself; others it tries upstream when it is told of them."""
+
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,254}", re.ASCII)
 
 

@@ -67,9 +67,21 @@ class Permissions:
         """
         self._asks = asks
         self._rules = set(rules)
+        self._remembered = False
         self._confinement = confinement
         self._calls = OrderedDict[str, JsonObject]()
         self._open: dict[str, _Open] = {}
+
+    @property
+    def stain(self) -> str | None:
+        """Why another session may not have the process; None: nothing of this one is left here."""
+        if self._open:
+            return "asks"
+        return "rules" if self._remembered else None
+
+    def begin_anew(self) -> None:
+        """Forget the calls that were noted: another session has the process now."""
+        self._calls.clear()
 
     # The hook
 
@@ -176,6 +188,7 @@ class Permissions:
             return None
         if told.get("behavior") == "allow" and isinstance(decision, Allow):
             self._rules.update(decision.remember)
+            self._remembered |= bool(decision.remember)
         return _response(waiting.cli_id, told)
 
     def _allowed(self, waiting: _Open, decision: Allow) -> JsonObject:

@@ -30,6 +30,12 @@ _ENTRY = f"{MARKER}=".encode()
 _LIMIT = b"Max realtime timeout"
 _PROC = Path("/proc")
 
+_KERNEL_THREAD = 0x00200000
+"""`PF_KTHREAD` among a process's flags: it has no environment."""
+
+_PIECE = 64 * 1024
+"""Bytes that are read at once: most files here are shorter."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
@@ -63,12 +69,14 @@ def look(pid: int) -> Process | None:
     fields = rest.split()
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
+    # One of the kernel's own was started by nobody, and half of a machine's are such.
+    carries = not int(fields[6]) & _KERNEL_THREAD
     return Process(
         parent=int(fields[1]),
         started=int(fields[19]),
         name=head.partition(b"(")[2].decode(errors="replace"),
-        marker=_marker(pid),
-        tag=_tag(pid),
+        marker=_marker(pid) if carries else "",
+        tag=_tag(pid) if carries else 0,
     )
 
 
@@ -164,6 +172,17 @@ def memory(pid: int) -> int:
     for line in _read(pid, "smaps_rollup").splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
+    return own_memory(pid)
+
+
+def own_memory(pid: int) -> int:
+    """Return the memory that a process has for itself, in bytes; 0 if it has ended.
+
+    It takes microseconds, where `memory` takes milliseconds: the kernel has it at hand.
+
+    Raises:
+        OSError: There is no file descriptor to look with.
+    """
     sizes = _read(pid, "statm").split()
     if len(sizes) < 3:
         return 0
@@ -186,8 +205,16 @@ def _tag(pid: int) -> int:
 
 
 def _read(pid: int, name: str) -> bytes:
+    # Not by way of `Path` and a file object, which take longer than all that the kernel does.
     try:
-        return (_PROC / str(pid) / name).read_bytes()
+        fd = os.open(f"{_PROC}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces: list[bytes] = []
+            while piece := os.read(fd, _PIECE):
+                pieces.append(piece)
+            return b"".join(pieces)
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno in EXHAUSTED:
             raise

@@ -10,15 +10,18 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 from pydantic import JsonValue
 
 from session_supervisor.agents.claude.mirror import Mirror
 from session_supervisor.agents.claude.permissions import Permissions
 from session_supervisor.agents.claude.program import Garbled, Program
+from session_supervisor.agents.claude.renewal import Origin, Witness, is_empty
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import (
     AgentMessage,
+    Alive,
     BackgroundWork,
     Binding,
     ContextUsage,
@@ -28,7 +31,7 @@ from session_supervisor.agents.port import (
     TurnEnded,
 )
 from session_supervisor.asks import Decision
-from session_supervisor.errors import AgentGone, CannotChange
+from session_supervisor.errors import AgentGone, CannotChange, CannotRenew
 from session_supervisor.spec import Attachment, JsonObject, PermissionMode, Prompt
 
 _T = TypeVar("_T")
@@ -122,11 +125,15 @@ class ClaudeProcess:
         model_named: Callable[[str], str],
         may_bypass: bool,
         take_stock: Callable[[int | None], Awaitable[Tree]],
+        look_around: Callable[[], Awaitable[Tree]],
         clean_up: Callable[[], Awaitable[None]],
         mirror: Mirror | None,
         max_line: int,
         times: StopTimes,
         on_stopped: Callable[[ClaudeProcess], None],
+        origin: Origin,
+        new_translator: Callable[[], Translator],
+        wipe: Callable[[str | None], Awaitable[None]],
     ) -> None:
         """Take a program that was started; then `connect`.
 
@@ -138,11 +145,16 @@ class ClaudeProcess:
             may_bypass: Whether it was started so that it can be told to bypass permissions.
             take_stock: Says what there is of the program, whose id it gets while it runs, and of
                 what that started.
+            look_around: Says the same while the program runs, for what is not meant to be there.
             clean_up: Ends what the program started, and removes what it left.
             mirror: Takes what the program says of its transcripts, if it says so.
             max_line: Longest line that it may print, bytes.
             times: How long stopping may take.
             on_stopped: Hears that there is nothing left to stop.
+            origin: How it was started.
+            new_translator: Makes a fresh one for the next session that it works for.
+            wipe: Erases what the program has written, but for its conversations, and of these the
+                one that is named. Raises CannotRenew.
         """
         self._program = program
         self._translator = translator
@@ -150,11 +162,17 @@ class ClaudeProcess:
         self._model_named = model_named
         self._may_bypass = may_bypass
         self._take_stock = take_stock
+        self._look_around = look_around
         self._clean_up = clean_up
         self._mirror = mirror
         self._max_line = max_line
         self._times = times
         self._on_stopped = on_stopped
+        self._origin = origin
+        self._new_translator = new_translator
+        self._wipe = wipe
+        self._witness = Witness(origin)
+        self._is_read = False
         self._client: Client | None = None
         self._pump: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[Exit] | None = None
@@ -167,6 +185,9 @@ class ClaudeProcess:
         self._room = asyncio.Event()
         self._room.set()
         self._reader_left = False
+        self._told_model = False
+        self._empties = False
+        """Whether a reset is known to leave nothing in its context."""
 
     async def connect(self, client: Client, accept: Callable[[JsonObject | None], None]) -> None:
         """Shake hands.
@@ -206,14 +227,17 @@ class ClaudeProcess:
         self._program.on_stderr = binding.on_stderr
 
     async def messages(self) -> AsyncIterator[AgentMessage]:
-        """Yield what it says, until it ends."""
+        """Yield what it says, until it ends or is renewed."""
+        self._is_read = True
+        outbox = self._outbox
         try:
-            while (message := await self._outbox.get()) is not None:
-                if self._outbox.qsize() < _AHEAD:
+            while (message := await outbox.get()) is not None:
+                if outbox.qsize() < _AHEAD:
                     self._room.set()
                 yield message
         finally:
-            self._reader_left = True
+            if outbox is self._outbox:
+                self._reader_left = True
             self._room.set()
 
     async def send(self, prompt: Prompt) -> None:
@@ -229,6 +253,7 @@ class ClaudeProcess:
             line = json.dumps(_user_message(prompt)).encode() + b"\n"
             await self._unless_gone(self._program.write(line))
         else:
+            self._witness.prompted()
             if self._mirror is not None:
                 self._mirror.handed(prompt.prompt_id, _message(prompt))
             await self._unless_gone(self._connected.query(_one_user_message(prompt)))
@@ -239,6 +264,7 @@ class ClaudeProcess:
         Raises:
             AgentGone: The process has ended.
         """
+        self._witness.mark("interrupted")
         if self._translator.in_turn or not self._handed:
             await self._ask(self._connected.interrupt())
         # The CLI acknowledges an interrupt of a prompt that it has not taken up, and then runs
@@ -278,9 +304,122 @@ class ClaudeProcess:
         if permission_mode == "bypassPermissions" and not self._may_bypass:
             raise CannotChange("Claude Code has to be started anew to bypass permissions.")
         if model is not None:
+            self._told_model = True
             await self._tell(self._connected.set_model(self._model_named(model)))
         if permission_mode is not None:
+            self._witness.told_mode(permission_mode)
             await self._tell(self._connected.set_permission_mode(permission_mode))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it lives, and has said and been told nothing since it came up or was renewed."""
+        idle = not (self._translator.in_turn or self._handed or self._background or self._is_read)
+        alive = self._program.returncode is None and self._stopping is None
+        if not (alive and idle and self._outbox.empty() and self._witness.stain is None):
+            return False
+        return self._program.is_at_work()
+
+    @property
+    def stain(self) -> str | None:
+        """Why it cannot be renewed, as far as is known."""
+        if self._stopping is not None:
+            return "stopped"
+        if self._translator.in_turn or self._handed:
+            return "busy"
+        if self._background:
+            return "background"
+        return self._permissions.stain or self._witness.stain
+
+    @property
+    def conversation(self) -> str | None:
+        """Id of its conversation, as soon as there is one."""
+        return self._witness.conversation
+
+    async def leftovers(self) -> Tree:
+        """Look what there is of it and of what it started, shared memory left out.
+
+        Raises:
+            OSError: It cannot be looked for just now.
+        """
+        return await self._look_around()
+
+    async def renew(self) -> None:
+        """Bring it back to how it came up, and prove it; `renewal` says what is a proof.
+
+        Raises:
+            CannotRenew: It is not proven.
+            AgentGone: It has ended.
+        """
+        if self._program.returncode is not None:
+            raise self._gone()
+        self._refuse_stains()
+        await self._settle_transcript()
+        before = self._witness.conversation
+        # First: what is remembered of the directory, the CLI reads again as it begins anew.
+        await self._wipe(None)
+        await self._clear()
+        # Also what a tool of the CLI's own has changed, which it told nobody.
+        try:
+            await self.configure(permission_mode=self._origin.permission_mode)
+            if self._told_model:
+                await self._tell(self._connected.set_model(self._origin.model))
+        except CannotChange as error:
+            raise CannotRenew("model or mode", "it keeps its model or mode") from error
+        if not self._empties:
+            # The most expensive of the proofs, and about the program: a process gives it once.
+            usage = await self._unless_gone(self._connected.get_context_usage())
+            if not is_empty(usage):
+                raise CannotRenew("context", "its context is not empty")
+            self._empties = True
+        # What is stored after the copy was erased would be there for good.
+        await self._settle_transcript()
+        await self._wipe(before)
+        self._refuse_stains()
+        self._begin_anew()
+
+    async def _settle_transcript(self) -> None:
+        """See that nothing of a transcript is still on its way to the store.
+
+        Raises:
+            CannotRenew: Something is.
+        """
+        if self._mirror is not None:
+            _ = await self._mirror.flush(_STORE_S)
+            if not self._mirror.is_settled:
+                raise CannotRenew("transcript", "its transcript could not be stored")
+
+    def _refuse_stains(self) -> None:
+        if (stain := self.stain) is not None:
+            raise CannotRenew(stain)
+
+    async def _clear(self) -> None:
+        """Have the conversation begin anew.
+
+        Raises:
+            CannotRenew: It was not.
+        """
+        command = Prompt(prompt_id=str(uuid4()), text="/clear", command=True)
+        proven = self._witness.expect_reset(command.prompt_id)
+        try:
+            await self.send(command)
+            reason = await self._unless_gone(_result_of(proven))
+        finally:
+            self._witness.settle()
+        if reason is not None:
+            raise CannotRenew(reason)
+
+    def _begin_anew(self) -> None:
+        """Let who reads go, and nothing of them be left."""
+        before, self._outbox = self._outbox, asyncio.Queue()
+        self._translator = self._new_translator()
+        self._program.forget_stderr()
+        self._permissions.begin_anew()
+        if self._mirror is not None:
+            self._mirror.begin_anew()
+        self._handed.clear()
+        self._told_model = self._is_read = self._reader_left = False
+        self._room.set()
+        before.put_nowait(None)
 
     async def context(self) -> ContextUsage | None:
         """Return how full the model's context is.
@@ -417,11 +556,14 @@ class ClaudeProcess:
         await self._room.wait()
         if self._reader_left:
             return
+        if isinstance(message, Alive) and not self._is_read:
+            return  # nobody wonders
         self._outbox.put_nowait(message)
         if self._outbox.qsize() >= _AHEAD:
             self._room.clear()
 
     async def _deliver(self, frame: JsonObject) -> None:
+        self._witness.feed(frame)
         messages = self._translator.feed(frame)
         await self._keep(frame, messages)
         for message in messages:
@@ -526,6 +668,10 @@ class ClaudeProcess:
     def _gone(self) -> AgentGone:
         ended = self.exit
         return AgentGone(f"Claude Code has ended. {ended.cause if ended else self._cause}".rstrip())
+
+
+async def _result_of(future: asyncio.Future[_T]) -> _T:
+    return await future
 
 
 async def _one_user_message(prompt: Prompt) -> AsyncIterator[dict[str, Any]]:

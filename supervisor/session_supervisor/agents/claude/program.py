@@ -109,6 +109,12 @@ class Program(asyncio.SubprocessProtocol):
         rest = self._partial.decode(errors="replace").rstrip()
         return "\n".join([*self._stderr, rest] if rest else self._stderr)
 
+    def forget_stderr(self) -> None:
+        """Drop what it has printed to standard error, and tell nobody of what it will."""
+        self._stderr.clear()
+        self._partial = b""
+        self.on_stderr = None
+
     async def write(self, data: bytes) -> None:
         """Write to its standard input, as fast as it reads.
 
@@ -190,11 +196,21 @@ class Program(asyncio.SubprocessProtocol):
 
     def is_stopped(self) -> bool:
         """Whether it is known to be stopped (SIGSTOP), so that asking it politely is vain."""
+        return self._state() in ("T", "t")
+
+    def is_at_work(self) -> bool:
+        """Whether it lives and is not stopped, as far as the kernel says so.
+
+        The kernel knows it before we hear of it.
+        """
+        return self._state() not in ("T", "t", "Z", "X")
+
+    def _state(self) -> str:
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
         except OSError:
-            return False
-        return stat.rpartition(")")[2].split()[:1] in (["T"], ["t"])
+            return ""
+        return stat.rpartition(")")[2].strip()[:1]
 
     # What follows is called by the event loop.
 

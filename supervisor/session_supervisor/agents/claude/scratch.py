@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,43 @@ class Scratches:
         if self._folder is not None:
             with suppress(OSError):
                 os.rmdir(self._folder)
+
+
+Listing: TypeAlias = frozenset[tuple[str, int, int, int, int]]
+"""What is in a directory: of each file its path, and what changes with it."""
+
+
+def listing(scratch: str) -> Listing:
+    """Return what is in a scratch directory, and below it."""
+    found: set[tuple[str, int, int, int, int]] = set()
+    for folder, folders, files in os.walk(scratch):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            try:
+                told = os.lstat(path)
+            except FileNotFoundError:  # the CLI has removed it just now
+                continue
+            is_file = stat.S_ISREG(told.st_mode)
+            size, changed = (told.st_size, told.st_mtime_ns) if is_file else (0, 0)
+            found.add((path, told.st_mode, told.st_ino, size, changed))
+    return frozenset(found)
+
+
+def restore(scratch: str, before: Listing) -> None:
+    """Remove what was not in a scratch directory before.
+
+    Raises:
+        OSError: It is not as it was, and cannot be made so.
+    """
+    known = {path for path, *_ in before}
+    # From below: what is in a new directory goes before that.
+    for path, mode, *_ in sorted(listing(scratch), reverse=True):
+        if path not in known:
+            with suppress(FileNotFoundError):
+                os.rmdir(path) if stat.S_ISDIR(mode) else os.unlink(path)
+    # What is gone, the CLI has removed: it tries the file system out as it starts.
+    if listing(scratch) - before:
+        raise OSError(errno.ENOTEMPTY, "it is not as it was", scratch)
 
 
 def remove_left(scratch: str) -> None:

@@ -146,6 +146,16 @@ class Conversation:
             with contextlib.suppress(OSError):
                 empty.rmdir()
 
+    def erase_memory(self) -> None:
+        """Erase what the CLI remembers of the directory, for all conversations held there.
+
+        Raises:
+            OSError: Something cannot be erased.
+        """
+        memory = self._folder / "memory"
+        for path in memory.iterdir() if memory.is_dir() else ():
+            _remove(path)
+
     @property
     def path(self) -> str:
         """Where the CLI keeps it."""

@@ -46,6 +46,7 @@ class ScriptedAgent:
         processes: Those that came up, oldest first, ended ones included.
         spawned: How often `spawn` was called.
         most_live: The greatest that `live` has been.
+        surroundings: Stands for all that a process is started with besides its fingerprint.
         forks: How often a conversation was resumed while another process had it: with the
             real program, a loss of data. Not those that were asked for.
     """
@@ -64,6 +65,7 @@ class ScriptedAgent:
         self.spawned = 0
         self.most_live = 0
         self.forks = 0
+        self.surroundings = "as ever"
         self._script = script
         self._manners = manners or Manners()
         self._live = 0
@@ -119,6 +121,20 @@ class ScriptedAgent:
             raise
         return self._process(fingerprint, memory, resume)
 
+    def can_be_told(self, model: str) -> bool:
+        """See the port."""
+        return model != "unheard-of"
+
+    def spelled_out(self, fingerprint: Fingerprint) -> Fingerprint:
+        """Return the fingerprint: it chooses nothing."""
+        return fingerprint
+
+    async def circumstances(self, fingerprint: Fingerprint) -> str:
+        """Return `surroundings`, whatever the fingerprint."""
+        del fingerprint
+        await asyncio.sleep(0)
+        return self.surroundings
+
     async def fork(
         self,
         fingerprint: Fingerprint,
@@ -157,9 +173,29 @@ class ScriptedAgent:
     ) -> ScriptedProcess:
         agent_session_id = resumed
         if agent_session_id is None or self._manners.new_id_on_resume:
-            self._begun += 1
-            agent_session_id = f"conversation-{self._begun}"
-        life = Life(
+            agent_session_id = self._new_id()
+        current, current_id = memory, agent_session_id
+
+        def begin_anew() -> tuple[Life, str]:
+            nonlocal current, current_id
+            self._conversations.pop(current_id, None)
+            current.writers -= 1
+            current, current_id = Memory(writers=1), self._new_id()
+            return self._life(fingerprint, current, current_id), current_id
+
+        process = ScriptedProcess(
+            self._life(fingerprint, memory, agent_session_id),
+            fingerprint=fingerprint,
+            agent_session_id=agent_session_id,
+            stop_s=self._manners.stop_s,
+            on_exit=lambda: self._leave(current),
+            begin_anew=begin_anew,
+        )
+        self.processes.append(process)
+        return process
+
+    def _life(self, fingerprint: Fingerprint, memory: Memory, agent_session_id: str) -> Life:
+        return Life(
             script=self._script,
             manners=self._manners,
             fingerprint=fingerprint,
@@ -168,15 +204,10 @@ class ScriptedAgent:
             conversations=self._conversations,
             now=asyncio.get_running_loop().time,
         )
-        process = ScriptedProcess(
-            life,
-            fingerprint=fingerprint,
-            agent_session_id=agent_session_id,
-            stop_s=self._manners.stop_s,
-            on_exit=lambda: self._leave(memory),
-        )
-        self.processes.append(process)
-        return process
+
+    def _new_id(self) -> str:
+        self._begun += 1
+        return f"conversation-{self._begun}"
 
     def _enter(self, memory: Memory | None) -> None:
         self._live += 1

@@ -55,6 +55,7 @@ from session_supervisor.agents.scripted.script import (
 from session_supervisor.asks import Allow, Answers, Decision, Deny, Rule
 from session_supervisor.errors import CannotChange, Failure, FailureCode
 from session_supervisor.spec import JsonObject, PermissionMode, Prompt
+from session_supervisor.timers import is_due
 
 TOOLS = ("Bash", "Edit", "Glob", "Grep", "Read", "Write")
 """The tools that exist where nobody names others."""
@@ -199,6 +200,12 @@ class Life:
         """What the process was started with, or was told since."""
         return self._fingerprint
 
+    def stain(self) -> str | None:
+        """Return why another session may not have the process; None: it is as it was."""
+        if self._running or self._inbox or self._alone or self._background:
+            return "busy"
+        return "rules" if self._rules != set(self._fingerprint.rules) else None
+
     def answer(self, request_id: str, decision: Decision) -> None:
         """Take a decision, unless its request is over."""
         if request_id in self._asked:
@@ -245,7 +252,7 @@ class Life:
             due = self._alone[0][0] if self._alone else inf
             if self._leaving:
                 yield Rest(inf)
-            elif due <= self._now():
+            elif is_due(due, self._now()):
                 yield from self._begin_alone()
             elif self._inbox:
                 yield from self._take_up()
@@ -261,7 +268,7 @@ class Life:
 
     def _take_up(self) -> Generator[Sign, None, None]:
         taken_up = self._now() + self._manners.pickup_s
-        while self._now() < taken_up and not self._interrupted:
+        while not (self._interrupted or is_due(taken_up, self._now())):
             yield Rest(taken_up)
         prompts = [self._inbox.popleft()]
         if prompts[0].command:
@@ -305,7 +312,10 @@ class Life:
         try:
             for step in script():
                 self._heed_interrupt()
-                yield from self._play(step)
+                if isinstance(step, TextDelta):  # most steps are
+                    yield step
+                else:
+                    yield from self._play(step)
             self._heed_interrupt()
         except _Interrupted:
             interrupted = True
@@ -336,10 +346,10 @@ class Life:
 
     def _play(self, step: Step) -> Generator[Sign, None, None]:
         match step:
-            case Say():
-                yield from self._say(step)
             case Pause():
                 yield from self._wait(step.seconds)
+            case Say():
+                yield from self._say(step)
             case UseTool():
                 yield from self._use(step)
             case AskQuestions():
@@ -519,7 +529,7 @@ class Life:
         if seconds <= 0:
             return
         until = self._now() + seconds
-        while self._now() < until:
+        while not is_due(until, self._now()):
             yield Rest(until)
             self._heed_interrupt()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from math import inf
 
 from session_supervisor.agents.port import (
@@ -18,7 +19,7 @@ from session_supervisor.agents.port import (
 from session_supervisor.agents.scripted.life import Life, Rest
 from session_supervisor.agents.scripted.script import Complain, Crash, Freeze
 from session_supervisor.asks import Decision
-from session_supervisor.errors import AgentGone
+from session_supervisor.errors import AgentGone, CannotRenew
 from session_supervisor.spec import PermissionMode, Prompt
 from session_supervisor.timers import Wakeup
 
@@ -38,6 +39,7 @@ class ScriptedProcess:
         agent_session_id: The id of its conversation.
         stop_s: Seconds that it takes to stop.
         on_exit: Called once, when it ends.
+        begin_anew: Called when it is renewed; returns a life and the id of its conversation.
 
     Attributes:
         agent_session_id: The id of its conversation.
@@ -55,7 +57,12 @@ class ScriptedProcess:
         agent_session_id: str,
         stop_s: float,
         on_exit: Callable[[], None],
+        begin_anew: Callable[[], tuple[Life, str]],
     ) -> None:
+        self._begin_anew = begin_anew
+        self._touched = False
+        self._streams = 0
+        self._started_with = fingerprint
         self._fingerprint = fingerprint
         self.agent_session_id = agent_session_id
         self.binding: Binding | None = None
@@ -109,7 +116,46 @@ class ScriptedProcess:
         if self._read:
             raise RuntimeError("messages() is for one reader, once.")
         self._read = True
-        return _Stream(self._next)
+        return _Stream(partial(self._next, self._streams))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it lives, and nobody has sent it anything since it came up or was renewed."""
+        return self._exit is None and not self._touched
+
+    @property
+    def stain(self) -> str | None:
+        """Why it cannot be renewed: what it is in the middle of, or a rule that it was given."""
+        return self._life.stain()
+
+    @property
+    def conversation(self) -> str | None:
+        """The id of its conversation."""
+        return self.agent_session_id
+
+    async def leftovers(self) -> Tree:
+        """Return that there is no process of its own."""
+        return await self.tree()
+
+    async def renew(self) -> None:
+        """Begin another conversation, with another life.
+
+        Raises:
+            CannotRenew: It is in the middle of something.
+            AgentGone: It has ended.
+        """
+        await self.probe()
+        if self._stopping:
+            raise AgentGone("The process is being stopped.")
+        if self.stain is not None:
+            raise CannotRenew(self.stain)
+        self._life, self.agent_session_id = self._begin_anew()
+        self._signs = self._life.signs()
+        self._fingerprint = self._started_with
+        self.binding = None
+        self._touched = self._read = False
+        self._streams += 1
+        self._bell.ring()
 
     async def send(self, prompt: Prompt) -> None:
         """Hand over a prompt, also to a frozen process; one with a known id is skipped.
@@ -118,6 +164,7 @@ class ScriptedProcess:
             AgentGone: The process has ended.
         """
         self._refuse_the_dead()
+        self._touched = True
         self.sent.append(prompt)
         self._life.hand(prompt)
         self._bell.ring()
@@ -219,9 +266,9 @@ class ScriptedProcess:
         self._responsive.set()
         self._bell.ring()
 
-    async def _next(self) -> AgentMessage:
-        while self._exit is None:
-            if self.frozen:
+    async def _next(self, stream: int) -> AgentMessage:
+        while self._exit is None and stream == self._streams:
+            if not self._responsive.is_set():
                 await self._bell.wait(None)
                 continue
             if self._burst == BURST:
@@ -229,9 +276,9 @@ class ScriptedProcess:
                 await asyncio.sleep(0)
                 continue
             match next(self._signs):
-                case Rest(until):
+                case Rest() as rest:
                     self._burst = 0
-                    await self._bell.wait(None if until == inf else until)
+                    await self._bell.wait(None if rest.until == inf else rest.until)
                 case Complain() as complaint:
                     self._complain(complaint.text)
                 case Freeze():
@@ -250,6 +297,7 @@ class ScriptedProcess:
             self._on_exit()
             self._ended.set()
             self.thaw()
+            self._bell.mute()
 
     def _complain(self, text: str) -> None:
         for line in text.splitlines():

@@ -12,23 +12,28 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from session_supervisor.errors import StoreError
 from session_supervisor.stores.sqlite import schema
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 Work = Callable[[sqlite3.Connection], T]
 """What is done with the database, by the thread that has it."""
 
-MOST_AT_ONCE = 256
+MOST_AT_ONCE = 1024
 """Most pieces of work in one transaction, so that the first need not wait for ever more."""
+
+MOST_WOKEN = 64
+"""Most who wait that are answered at once: what they all do then holds up everybody else."""
 
 BUSY_S = 5.0
 """Seconds to wait for another program that has the file locked, such as a backup."""
@@ -46,12 +51,34 @@ ITS_OWN = (
 """What goes wrong for a piece of work alone, as where rows are damaged that it adds to."""
 
 
+class Together(Protocol[T_contra]):
+    """Does something for many; says of each whether that was done, else nothing of it was."""
+
+    def __call__(self, db: sqlite3.Connection, each: Sequence[T_contra]) -> Sequence[bool]:
+        """Do it, within a transaction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Joint(Generic[T]):
+    """How a piece of work can be done along with others like it.
+
+    Attributes:
+        do: Does it for many.
+        what: This one.
+    """
+
+    do: Together[T]
+    what: T
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     work: Work[Any]
     answer: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     scrub: bool
+    joint: Joint[Any] | None
 
 
 class Database:
@@ -82,7 +109,9 @@ class Database:
         )
         self._writer.start()
 
-    async def write(self, work: Work[T], *, scrub: bool = False) -> T:
+    async def write(
+        self, work: Work[T], *, scrub: bool = False, joint: Joint[Any] | None = None
+    ) -> T:
         """Do something in a transaction; it is on the disk when this returns.
 
         Cancelled, it may be done all the same.
@@ -91,6 +120,8 @@ class Database:
             work: What to do.
             scrub: Whether what is deleted by it, or was before, is to be nowhere on the disk any
                 more. If somebody reads for long, it will be so after a later write.
+            joint: How it can be done along with others; then it has no result. It may be done
+                before what was handed over earlier and is not done yet.
 
         Raises:
             StoreError: The database failed, and nothing of it was done.
@@ -98,7 +129,7 @@ class Database:
         self._require_open()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        self._asked.put(_Asked(work, answer, loop, scrub))
+        self._asked.put(_Asked(work, answer, loop, scrub, joint))
         return await answer
 
     async def read(self, work: Work[T]) -> T:
@@ -174,7 +205,11 @@ class Database:
         """Do several things in one transaction; return each one's result or error."""
         try:
             connection.execute("BEGIN IMMEDIATE")
-            results = [self._write_one(connection, asked.work) for asked in together]
+            done = self._write_jointly(connection, together)
+            results = [
+                (None, None) if at in done else self._write_one(connection, asked.work)
+                for at, asked in enumerate(together)
+            ]
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # or nobody would be answered any more
@@ -182,6 +217,25 @@ class Database:
                     connection.execute("ROLLBACK")
             return [(None, failure(error, self._path))] * len(together)
         return results
+
+    def _write_jointly(
+        self, connection: sqlite3.Connection, together: Sequence[_Asked]
+    ) -> frozenset[int]:
+        """Do what can be done along with others; return the places of what is done."""
+        kinds: dict[Any, list[tuple[int, Any]]] = {}
+        for at, asked in enumerate(together):
+            if asked.joint is not None:
+                kinds.setdefault(asked.joint.do, []).append((at, asked.joint.what))
+        done: set[int] = set()
+        for do, each in kinds.items():
+            if len(each) < 2:
+                continue
+            all_done, error = self._write_one(
+                connection, partial(do, each=[what for _, what in each])
+            )
+            if error is None:
+                done.update(at for (at, _), was in zip(each, all_done, strict=True) if was)
+        return frozenset(done)
 
     def _write_one(
         self, connection: sqlite3.Connection, work: Work[Any]
@@ -215,26 +269,32 @@ def _empty_log(connection: sqlite3.Connection) -> bool:
     return not busy
 
 
+_Answer: TypeAlias = tuple[_Asked, Any, BaseException | None]
+
+
 def _settle(together: list[_Asked], results: list[tuple[Any, BaseException | None]]) -> None:
     """Answer everybody, with one wake-up of each loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Any, BaseException | None]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
     for asked, (result, error) in zip(together, results, strict=True):
         by_loop.setdefault(asked.loop, []).append((asked, result, error))
     for loop, answers in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_answer, answers)
+            loop.call_soon_threadsafe(_answer, loop, answers)
         except RuntimeError:  # the loop is closed, and nobody waits any more
             continue
 
 
-def _answer(answers: list[tuple[_Asked, Any, BaseException | None]]) -> None:
-    for asked, result, error in answers:
+def _answer(loop: asyncio.AbstractEventLoop, answers: Sequence[_Answer]) -> None:
+    """Answer some, and the others when whoever has something else to do has had a turn."""
+    for asked, result, error in answers[:MOST_WOKEN]:
         if asked.answer.done():  # cancelled
             continue
         if error is None:
             asked.answer.set_result(result)
         else:
             asked.answer.set_exception(error)
+    if len(answers) > MOST_WOKEN:
+        loop.call_soon(_answer, loop, answers[MOST_WOKEN:])
 
 
 def failure(error: sqlite3.Error, path: Path) -> StoreError:

@@ -30,7 +30,8 @@ from session_supervisor.stores.records import (
     Lease,
     SessionRecord,
 )
-from session_supervisor.stores.sqlite.database import Database
+from session_supervisor.stores.sqlite.checkpoints import Checkpoint, add_together
+from session_supervisor.stores.sqlite.database import Database, Joint
 from session_supervisor.stores.sqlite.transcripts import SqliteTranscripts
 from session_supervisor.stores.sqlite.trimming import Trimming
 
@@ -100,8 +101,18 @@ class SqliteStore:
 
     async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
         """See `Store.commit`."""
+        joint: Joint[Checkpoint] | None = None
+        if not (batch.turns or batch.session or batch.claims or batch.requests):
+            checkpoint = Checkpoint(
+                session_id=session_id,
+                fence=fence,
+                expected_seq=expected_seq,
+                events=batch.events,
+                reserve=batch.reserve,
+            )
+            joint = Joint(self._add_together, checkpoint)
         await self._database.write(
-            lambda db: self._commit(db, session_id, fence, expected_seq, batch)
+            lambda db: self._commit(db, session_id, fence, expected_seq, batch), joint=joint
         )
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[Event]:
@@ -241,6 +252,9 @@ class SqliteStore:
         await self._database.aclose()
 
     # -- in the writer's thread --------------------------------------------------------------
+
+    def _add_together(self, db: sqlite3.Connection, each: Sequence[Checkpoint]) -> Sequence[bool]:
+        return add_together(db, each, self._retention)
 
     def _commit(
         self,

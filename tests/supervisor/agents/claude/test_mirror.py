@@ -120,6 +120,42 @@ async def test_a_store_that_fails_for_a_moment_is_asked_again(
     assert not caplog.records
 
 
+async def test_it_is_settled_once_all_is_stored_and_no_sooner(
+    store: Store, original: Original
+) -> None:
+    mirror = original.mirror(store)
+
+    def settled() -> bool:
+        return mirror.is_settled
+
+    assert settled()
+    store.open.clear()
+    mirror.accept(original.write("a"))
+    assert not settled()
+    assert not await mirror.flush(0.01)
+    assert not settled()
+    store.open.set()
+    assert await mirror.flush(HANGS_S)
+    assert settled()
+    store.failures = 3
+    mirror.accept(original.write("b"))
+    assert await mirror.flush(HANGS_S)
+    assert not settled(), "the store has refused it, and gets it later"
+    assert await mirror.aclose() == {"c"}
+    assert settled()
+    mirror.lose()
+    assert not settled()
+
+
+async def test_who_begins_anew_is_asked_of_nothing_before(store: Store, original: Original) -> None:
+    mirror = original.mirror(store)
+    mirror.accept(original.write("a"))
+    assert await mirror.flush(HANGS_S)
+    mirror.begin_anew()
+    original.path.unlink()
+    assert await mirror.aclose() == frozenset()
+
+
 async def test_what_the_store_refuses_is_kept_though_the_file_lacks_it(
     store: Store, original: Original, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -104,12 +103,12 @@ async def test_who_cannot_look_does_not_say_that_nothing_is_there(
 ) -> None:
     monkeypatch.setattr(orphans, "_PAUSES_S", (0.001, 0.001))
     too_many = OSError(errno.ENFILE, "Too many open files in system")
-    with patch.object(Path, "read_bytes", side_effect=too_many):
+    with patch.object(os, "open", side_effect=too_many):
         with pytest.raises(OSError, match="in system"):
             marked([marker])
         with pytest.raises(OSError, match="in system"):
             await Sweeper().sweep(marker)
-    with patch.object(Path, "read_bytes", side_effect=PermissionError):
+    with patch.object(os, "open", side_effect=PermissionError):
         assert marked([marker]) == []
 
 

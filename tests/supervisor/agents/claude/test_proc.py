@@ -39,7 +39,9 @@ def parent() -> Iterator[subprocess.Popen[bytes]]:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while not any(p.parent == process.pid for p in proc.everybody().values()):
+        while not any(
+            one.parent == process.pid and one.name == "sleep" for one in proc.everybody().values()
+        ):
             time.sleep(0.01)
         yield process
         os.killpg(process.pid, 9)
@@ -140,6 +142,26 @@ async def test_a_census_counts_processes_and_their_memory(
     assert 0 < second.pss_bytes < tree.pss_bytes
 
 
+async def test_what_is_left_is_looked_for_anew_each_time(parent: subprocess.Popen[bytes]) -> None:
+    one = Census()
+    with patch.object(proc, "everybody", wraps=proc.everybody) as looks:
+        first, second = await asyncio.gather(
+            *(one.leftovers("m", parent.pid) for _ in range(2)),
+        )
+    assert looks.call_count == 2, "one may have begun before what is looked for was there"
+    assert first.pids == second.pids == (await one.tree("m", parent.pid)).pids
+    assert all(0 < member.pss_bytes < 10_000_000 for member in first.members)
+
+
+@pytest.mark.skipif(not Path("/proc/2/stat").exists(), reason="shows no kernel threads")
+def test_the_kernel_s_own_are_not_looked_into() -> None:
+    with patch.object(os, "open", wraps=os.open) as opened:
+        found = proc.look(2)
+    if found is not None and found.name == "kthreadd":
+        assert [call.args[0] for call in opened.call_args_list] == ["/proc/2/stat"]
+        assert (found.marker, found.tag) == ("", 0)
+
+
 async def test_a_look_that_takes_too_long_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,20 +192,22 @@ async def test_a_census_without_descriptors_finds_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     too_many = OSError(errno.EMFILE, "Too many open files")
-    with patch.object(Path, "read_bytes", side_effect=too_many):
+    with patch.object(os, "open", side_effect=too_many):
         assert await Census().tree("m", 1) == Tree()
+        with pytest.raises(OSError, match="Too many"):
+            await Census().leftovers("m", 1)
     assert "cannot be counted" in caplog.text
 
 
 def test_memory_is_told_also_where_the_kernel_does_not_tell_all_of_it(
     parent: subprocess.Popen[bytes],
 ) -> None:
-    read = Path.read_bytes
+    opened = os.open
 
-    def denied(path: Path) -> bytes:
-        if path.name == "smaps_rollup":
+    def denied(path: str, flags: int) -> int:
+        if path.endswith("/smaps_rollup"):
             raise PermissionError
-        return read(path)
+        return opened(path, flags)
 
-    with patch.object(Path, "read_bytes", denied):
+    with patch.object(os, "open", denied):
         assert 0 < proc.memory(parent.pid) < 10_000_000
