@@ -30,6 +30,9 @@ MOST_CONNECTIONS = 10_000
 TURNED_AWAY = 64
 """Connections at a time that are turned away with time to read why; any others are told and cut."""
 
+AT_ONCE = 16
+"""Connections that are accepted in one step of the event loop."""
+
 ANSWER_S = 1.0
 """Seconds for a client that is turned away to read why."""
 
@@ -99,16 +102,26 @@ class Acceptor:
                 else:  # it was gone before we came to it
                     logger.debug("a connection was not accepted: %r", error)
                 continue
-            if len(self._open) < self._most:
-                task = group.create_task(self._serve(client))
-                self._open.add(task)
-                task.add_done_callback(self._open.discard)
-            elif self._turned_away < TURNED_AWAY:
-                group.create_task(self._turn_away(client))
-            else:
-                self._dismiss(client)
+            self._let_in(client, group)
+            # With those inside busy it may be long until the next step of the event loop: nobody
+            # must wait outside for so many of them as there are in front of him.
+            with contextlib.suppress(OSError):  # which the next call meets again
+                for _ in range(AT_ONCE - 1):
+                    client, _ = listener.accept()
+                    self._let_in(client, group)
             # A crowd at the door must not keep those inside from being served.
             await asyncio.sleep(0)
+
+    def _let_in(self, client: socket.socket, group: asyncio.TaskGroup) -> None:
+        """Serve a client, or tell it that there is no room."""
+        if len(self._open) < self._most:
+            task = group.create_task(self._serve(client))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+        elif self._turned_away < TURNED_AWAY:
+            group.create_task(self._turn_away(client))
+        else:
+            self._dismiss(client)
 
     async def close(self, within_s: float) -> None:
         """End every connection, those that are busy once they have their answer.

@@ -25,7 +25,7 @@ from session_http.call import Answer, Call, Nothing, Page, Server
 from session_http.cors import Cors
 from session_http.credentials import Assumed, Credentials
 from session_http.downloads import Download
-from session_http.encoding import dump
+from session_http.encoding import dump, dump_model
 from session_http.guard import check_host, check_page
 from session_http.keys import (
     ANONYMOUS,
@@ -372,7 +372,7 @@ def _response(answer: Answer, call: Call) -> ASGIApp:
             return _page(answer, call)
         case _:
             status = answer.http_status if isinstance(answer, Reply) else 200
-            content = dump(answer.model_dump(mode="json"))
+            content = dump_model(answer)
             response = Response(content, status, media_type="application/json")
             if call.timing:
                 spent = (f"{name};dur={ms:.1f}" for name, ms in call.timing.items())

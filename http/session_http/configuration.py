@@ -270,6 +270,28 @@ class ServerSettings(BaseSettings):
         description="Most memory of all processes together, with what they start: for more, "
         "sessions that rest give up theirs, and then work is refused.",
     )
+    pool: Annotated[Switch, About(LIMITS)] = Field(
+        default=True,
+        description="Start Claude Code processes before they are needed, as many as were lately, "
+        "and have sessions and one-off queries take them.",
+    )
+    max_pooled: Annotated[Count, About(LIMITS, "N")] = Field(
+        default=4,
+        description="Most processes that stand ready so. They count as live, and give way to "
+        "sessions at once.",
+    )
+    recycle: Annotated[Switch, About(LIMITS)] = Field(
+        default=True,
+        description="Use the process of a one-off query for the next one of the same owner, if it "
+        "is proven to be as it was when it came up.",
+    )
+    pool_max_uses: Annotated[Count, About(LIMITS, "N")] = Field(
+        default=50, description="Most one-off queries that a process answers."
+    )
+    pool_max_age: Annotated[Seconds, About(LIMITS, "S")] = Field(
+        default=600.0,
+        description="Seconds after its start until which a process that stands ready is used.",
+    )
     max_waiting: Annotated[Count, About(LIMITS, "N")] = Field(
         default=256,
         description="Most sessions that may wait for a process, because all are busy; new sessions "

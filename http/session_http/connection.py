@@ -90,7 +90,9 @@ class Connection:
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(self._limits.linger_s):
                     await self._writer.wait_closed()
-            self._transport.abort()
+            # Over TLS, asyncio's own transport cannot be aborted any more once it is closed.
+            with contextlib.suppress(AttributeError):
+                self._transport.abort()
 
     def finish(self) -> None:
         """Begin to end it, unless something is being answered; the server ends."""
@@ -115,6 +117,7 @@ class Connection:
             http2=self._http2,
             limits=self._limits,
             send=self._send,
+            write_now=self._write_now,
         )
 
     # -- what comes -------------------------------------------------------------------------
@@ -159,6 +162,14 @@ class Connection:
                     self._look_at(self._loop.time() + self._limits.idle_s)
             case _:
                 self._end()
+
+    def _write_now(self, data: bytes) -> bool:
+        """Write, unless there is something that the client has not read yet; return whether."""
+        transport = self._transport
+        if self._ending or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        transport.write(data)
+        return True
 
     async def _write(self, data: bytes) -> None:
         """Write, and wait while the client reads too little.

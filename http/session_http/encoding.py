@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
+
 
 def rfc3339(moment: datetime) -> str:
     """Return a time in UTC, with a Z."""
@@ -29,6 +32,9 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} cannot be sent as JSON")
 
 
+quote = json.encoder.encode_basestring
+"""Returns a text as JSON has it, with its quotes; to be sent by `line`."""
+
 _readable = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
 _ascii = json.JSONEncoder(ensure_ascii=True, default=_plain).encode
 
@@ -39,10 +45,26 @@ def dump(value: object) -> bytes:
     Text stays as it is; only what could break a line, or is not text at all (half of a
     surrogate pair), is escaped.
     """
-    text = _readable(value)
-    if not text.isascii() and _LINE_BREAKS.search(text):
-        text = _LINE_BREAKS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
     try:
-        return text.encode()
+        return line(_readable(value))
     except UnicodeEncodeError:
         return _ascii(value).encode()
+
+
+def dump_model(value: BaseModel) -> bytes:
+    """Return a model as one line of JSON, as `dump` does, but for a tenth of its price."""
+    try:
+        return line(value.model_dump_json())
+    except (PydanticSerializationError, UnicodeEncodeError):  # it holds what is not text at all
+        return dump(value.model_dump(mode="json"))
+
+
+def line(text: str) -> bytes:
+    """Return JSON as it is sent.
+
+    Raises:
+        UnicodeEncodeError: It holds what is not text at all.
+    """
+    if not text.isascii() and _LINE_BREAKS.search(text):
+        text = _LINE_BREAKS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return text.encode()

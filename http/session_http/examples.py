@@ -48,6 +48,7 @@ from session_http.schemas import (
     Message,
     MessagesReply,
     PatchRequest,
+    PoolReply,
     ProcessExit,
     QueryReply,
     QueryRequest,
@@ -244,6 +245,15 @@ def _answers() -> tuple[BaseModel, ...]:
             draining=False,
             memory_bytes=104_857_600,
             memory_budget_bytes=4_294_967_296,
+            pool=PoolReply(
+                ready=2,
+                starting=0,
+                hits=118,
+                misses=3,
+                started=4,
+                recycled=96,
+                retired={"age": 2, "used Bash": 19},
+            ),
             sessions=(
                 SupervisedSession(
                     session_id=UUID_EXAMPLE,

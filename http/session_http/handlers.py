@@ -35,6 +35,7 @@ from session_http.schemas import (
     MessagesParameters,
     MessagesReply,
     NoParameters,
+    PoolReply,
     ProcessExit,
     QueryReply,
     QueryRequest,
@@ -74,7 +75,6 @@ from session_supervisor import (
     Event,
     Inspection,
     Session,
-    SessionKind,
     SessionSnapshot,
     State,
     TurnHandle,
@@ -104,7 +104,7 @@ async def health(call: Call, _request: NoParameters) -> Answer:
     state = await call.server.credentials.state(account_of(call))
     return Health(
         authenticated=state.authenticated,
-        active_sessions=0 if nobody else len(call.server.supervisor.list(owner=call.owner)),
+        active_sessions=0 if nobody else call.server.supervisor.count(owner=call.owner),
         timestamp=datetime.now(UTC),
         offline=state.offline,
     )
@@ -297,18 +297,7 @@ async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
         if "admin" not in call.principal.roles:
             raise refuse("not_allowed", "Only an admin may list the sessions of other owners.")
         owner = None if owner == "*" else owner
-    supervisor = call.server.supervisor
-    if request.state is None:
-        found = [session.snapshot() for session in supervisor.list(owner=owner)]
-    else:
-        found = [
-            session
-            for session in supervisor.snapshot().sessions
-            if session.state is request.state
-            and session.kind is SessionKind.CONVERSATION
-            and not session.deleted
-            and owner in (None, session.owner)
-        ]
+    found = call.server.supervisor.list(owner=owner, state=request.state)
     page, cursor = listing.page_of(found, cursor=request.cursor, limit=request.limit)
     return SessionsReply(
         active_sessions=tuple(session.session_id for session in page),
@@ -330,6 +319,7 @@ async def supervisor_tree(call: Call, _request: NoParameters) -> Answer:
         draining=tree.draining,
         memory_bytes=tree.memory_bytes,
         memory_budget_bytes=tree.memory_budget_bytes,
+        pool=None if tree.pool is None else PoolReply.of(tree.pool),
         sessions=tuple(
             SupervisedSession(
                 session_id=session.session_id,

@@ -22,6 +22,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 MOST_WAITING = 64 * 1024
 """Bytes of a body that may wait for the application before no more is read from the client."""
 
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
 _URL = re.compile(rb"(?i:https?)://(?P<host>[^/?#]*)(?P<rest>[^#]*).*")
 
 
@@ -37,7 +39,7 @@ class Http1(H11Protocol):
             cast(Any, wire.app),
             wire.config,
             wire.context,
-            cast(Any, Calls(wire.group, self._new_inbox)),
+            cast(Any, Calls(wire.group, self._new_inbox, self._write_now)),
             wire.state,
             wire.ssl,
             wire.client,
@@ -45,6 +47,9 @@ class Http1(H11Protocol):
             wire.send,
         )
         self._http2 = wire.http2
+        self._wire_write_now = wire.write_now
+        self._in_chunks = False
+        """Whether a body is being sent that comes in chunks."""
 
     async def expire(self, *, partial: bool) -> None:
         """End the connection, on which nothing is being answered.
@@ -86,8 +91,32 @@ class Http1(H11Protocol):
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         # Hypercorn asks for every body at once, also for one that is going to be refused.
-        if not (isinstance(event, h11.InformationalResponse) and event.status_code == 100):
-            await super()._send_h11_event(event)
+        if isinstance(event, h11.InformationalResponse) and event.status_code == 100:
+            return
+        if isinstance(event, h11.EndOfMessage):
+            self._in_chunks = False
+        await super()._send_h11_event(event)
+        if isinstance(event, h11.Response):
+            self._in_chunks = self._comes_in_chunks(event)
+
+    def _comes_in_chunks(self, response: h11.Response) -> bool:
+        """Whether the body of an answer whose head was sent comes in chunks, by h11's rules."""
+        return (
+            self.connection.our_state is h11.SEND_BODY
+            and isinstance(self.stream, HTTPStream)
+            and self.stream.scope["method"] != "HEAD"
+            and self.stream.scope["http_version"] == "1.1"
+            and response.status_code not in (204, 304)
+            and not any(name in _FRAMING for name, _ in response.headers)
+        )
+
+    def _write_now(self, data: bytes) -> bool:
+        """Send a piece of a body as a chunk, if that needs no waiting; return whether it was sent.
+
+        A chunk changes nothing in h11's state, so it need not pass there.
+        """
+        # Written as one: what is in between is copied, but a second call costs more than that.
+        return self._in_chunks and self._wire_write_now(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def _send_error_response(self, status_code: int) -> None:
         """Answer what is no proper request."""

@@ -16,6 +16,8 @@ from typing import Any, cast
 from hypercorn.config import Config
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, Scope
 
+from session_http.extensions import WRITE_NOW, WriteNow
+
 logger = logging.getLogger(__name__)
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -108,11 +110,18 @@ class Calls:
     Args:
         group: Owns the calls.
         new_inbox: Makes what a call receives from.
+        write_now: Given to the application as `WRITE_NOW`.
     """
 
-    def __init__(self, group: asyncio.TaskGroup, new_inbox: Callable[[], Inbox]) -> None:
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        new_inbox: Callable[[], Inbox],
+        write_now: WriteNow | None = None,
+    ) -> None:
         self._group = group
         self._new_inbox = new_inbox
+        self._write_now = write_now
 
     def spawn(self, func: Callable[..., Any], *args: Any) -> None:
         """Run something until the connection ends."""
@@ -121,6 +130,8 @@ class Calls:
     async def spawn_app(self, app: Any, _config: Config, scope: Scope, send: AppSend) -> Put:
         """Call the application for one request; return where its messages go."""
         inbox = self._new_inbox()
+        if self._write_now is not None:
+            cast(Any, scope)["extensions"][WRITE_NOW] = self._write_now
         self._group.create_task(_call(cast(Application, app), scope, inbox, send))
         return inbox.put
 

@@ -120,6 +120,8 @@ class KeyRing:
         self._file = file
         self._inline = inline
         self._entries: dict[str, _Entry] = {}
+        self.on_owner_gone: Callable[[str], None] | None = None
+        """Hears of an owner who has no key any more."""
         self.reload()
 
     def __len__(self) -> int:
@@ -145,6 +147,13 @@ class KeyRing:
             now = self._entries.get(key_id)
             if now is None or now.validity is not entry.validity:
                 entry.validity.end()
+        if self.on_owner_gone is not None:
+            owners, stay = (
+                {one.principal.owner for one in entries.values()}
+                for entries in (before, self._entries)
+            )
+            for owner in sorted(owners - stay):
+                self.on_owner_gone(owner)
 
     def authenticate(self, connection: HTTPConnection) -> Principal:
         """Return who calls, and count the request.

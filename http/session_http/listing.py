@@ -7,38 +7,53 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Protocol, TypeVar
 
 from session_http.problems import FieldError, InvalidRequest
-from session_supervisor import SessionSnapshot
 
 Place = tuple[datetime, str]
 
 
+class Listed(Protocol):
+    """What a page is made of: sessions, or snapshots of them."""
+
+    @property
+    def session_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was started, UTC."""
+        ...
+
+
+ListedT = TypeVar("ListedT", bound=Listed)
+
+
 def page_of(
-    sessions: Iterable[SessionSnapshot], *, cursor: str | None, limit: int | None
-) -> tuple[tuple[SessionSnapshot, ...], str | None]:
+    sessions: Sequence[ListedT], *, cursor: str | None, limit: int | None
+) -> tuple[tuple[ListedT, ...], str | None]:
     """Return some sessions, and the cursor of the page after them if there is one.
 
     Args:
-        sessions: All of them.
+        sessions: All of them, oldest first.
         cursor: Of the page; None for the first.
         limit: How many at most; None for any number.
 
     Raises:
         InvalidRequest: The cursor is none of ours.
     """
-    found = sorted(sessions, key=_place)
-    if cursor is not None:
-        after = _decode(cursor)
-        found = [session for session in found if _place(session) > after]
-    page = found if limit is None else found[:limit]
-    more = len(page) < len(found)
-    return tuple(page), _encode(_place(page[-1])) if more else None
+    first = 0 if cursor is None else bisect_right(sessions, _decode(cursor), key=_place)
+    last = len(sessions) if limit is None else min(first + limit, len(sessions))
+    page = tuple(sessions[first:last])
+    return page, _encode(_place(page[-1])) if last < len(sessions) else None
 
 
-def _place(session: SessionSnapshot) -> Place:
+def _place(session: Listed) -> Place:
     return session.created_at, session.session_id
 
 

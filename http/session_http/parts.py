@@ -19,7 +19,7 @@ from session_http.sources import Configuration
 from session_http.sse import StreamSettings
 from session_http.statedir import StateDir, StateError
 from session_http.tls import BadCertificate, Tls
-from session_supervisor import MemoryPolicy, Retention, SupervisorConfig, Watchdogs
+from session_supervisor import MemoryPolicy, PoolPolicy, Retention, SupervisorConfig, Watchdogs
 from session_supervisor.agents.claude import ClaudeAgent
 from session_supervisor.agents.claude.launch import SCRATCH
 from session_supervisor.agents.claude.models import DEFAULT_ALIASES, DEFAULT_MODEL
@@ -161,6 +161,14 @@ def supervisor_config(configuration: Configuration, *, workspace: Path) -> Super
         memory=MemoryPolicy(
             budget_bytes=None if settings.memory_budget is None else int(settings.memory_budget)
         ),
+        pool=PoolPolicy(
+            max_pooled=settings.max_pooled,
+            recycle=settings.recycle,
+            max_uses=settings.pool_max_uses,
+            max_age_s=settings.pool_max_age,
+        )
+        if settings.pool
+        else None,
         idle_timeout_s=settings.idle_timeout,
         expiry_s=settings.expiry,
         turn_timeout_s=settings.turn_timeout,

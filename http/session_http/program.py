@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -21,7 +20,15 @@ from session_http.keyfile import FIRST_OWNER, FirstKey, KeyFileError
 from session_http.keys import KeyRing, anybody
 from session_http.listen import CannotListen, open_sockets, urls
 from session_http.parts import CannotServe, Places
-from session_http.serve import Stop, StopTimes, raise_file_limit, run, serve, stopped_by_signals
+from session_http.serve import (
+    Stop,
+    StopTimes,
+    calm_collector,
+    raise_file_limit,
+    run,
+    serve,
+    stopped_by_signals,
+)
 from session_http.sources import Configuration
 from session_http.statedir import Lock, StateDir, StateError, remove_all, temporary, unusable
 from session_http.tls import BadCertificate, Tls
@@ -59,9 +66,6 @@ def run_server(configuration: Configuration) -> int:
         ring = parts.key_ring(configuration)
         tls = parts.tls(configuration)
         raise_file_limit()
-        # Sessions hold many objects and leave no cycles: a full collection stops every stream for
-        # a tenth of a second and finds next to nothing, so it comes a hundred times less often.
-        gc.set_threshold(700, 10, 1_000)
         run(_serve(configuration, ring, tls, made, local=local))
     except (CannotListen, StateError, StoreError) as error:
         raise CannotServe(str(error)) from error
@@ -110,6 +114,9 @@ async def _serve(
                 config=parts.supervisor_config(configuration, workspace=places.workspace),
             )
         )
+        if ring is not None:
+            # Who cannot call any more needs no process that stands ready.
+            ring.on_owner_gone = supervisor.forget_owner
         unknown = _unknown_workspaces(state, supervisor)
         app = create_app(
             supervisor,
@@ -117,6 +124,7 @@ async def _serve(
             settings=parts.http_settings(configuration, local=local),
             authenticate=anybody if ring is None else ring.authenticate,
         )
+        stack.enter_context(calm_collector())
         addresses = urls(settings.host, sockets, encrypted=tls is not None)
         _say(_banner(addresses, configuration, state, made))
         async with asyncio.TaskGroup() as tasks:

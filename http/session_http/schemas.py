@@ -31,6 +31,7 @@ from session_supervisor.errors import Failure
 from session_supervisor.lifecycle import State
 from session_supervisor.messages import InterruptOutcome, OnBusy
 from session_supervisor.results import Origin, Outcome, Phase, TurnRecord, TurnResult
+from session_supervisor.spares import PoolSnapshot
 from session_supervisor.spec import OnPermission, PermissionMode, SessionKind
 
 NOT_BLANK = r"[^\s\x1c-\x1f\x85\ufeff]"
@@ -881,6 +882,35 @@ class SupervisedSession(Reply):
     )
 
 
+class PoolReply(Reply):
+    """Processes that stand ready for sessions, and what became of others since the start."""
+
+    ready: int = Field(description="Processes that stand ready.")
+    starting: int = Field(description="Processes that come up to do so.")
+    hits: int = Field(description="Sessions and one-off queries that found a process.")
+    misses: int = Field(
+        description="Those that had to start one, though another could have stood ready."
+    )
+    started: int = Field(description="Processes that came up before anybody needed them.")
+    recycled: int = Field(description="How often a process came back from a one-off query.")
+    retired: dict[str, int] = Field(
+        description="How often a process was stopped instead of being used, by why."
+    )
+
+    @classmethod
+    def of(cls, pool: PoolSnapshot) -> PoolReply:
+        """Return it as it is answered."""
+        return cls(
+            ready=pool.ready,
+            starting=pool.starting,
+            hits=pool.hits,
+            misses=pool.misses,
+            started=pool.started,
+            recycled=pool.recycled,
+            retired=dict(pool.retired),
+        )
+
+
 class SupervisorReply(Reply):
     """All sessions and processes."""
 
@@ -896,6 +926,7 @@ class SupervisorReply(Reply):
     memory_budget_bytes: int | None = Field(
         description="What they may take; null where nobody looks."
     )
+    pool: PoolReply | None = Field(description="Null where there is none.")
     sessions: tuple[SupervisedSession, ...] = Field(
         description="Every session that is kept, one-offs and ended ones included."
     )

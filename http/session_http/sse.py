@@ -5,6 +5,12 @@ that is slow makes the send wait, also in the middle of a long event, and meanwh
 little but a number, its place in the log. So any number of slow clients costs the session nothing
 and the server little, and a client that goes away ends only its own stream, never the turn.
 
+For a client that keeps up there is nothing to wait for, and so nobody need be woken to do it: where
+the server can write at once, the stream's task sleeps on, and what is new is read, encoded, if no
+other reader had it before, and written, in the step of the event loop in which the session said it.
+The task does whatever may have to wait: the beginning, the end, a client that has not read, events
+that the store must be asked for.
+
 Starlette has no such response, and `StreamingResponse` does not close its generator when it is
 cancelled within a send; there is no generator here.
 """
@@ -13,21 +19,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from session_http.frames import CHUNK, PING, Cut, StreamFailed, chunks, frame
+from session_http.extensions import WRITE_NOW, WriteNow
+from session_http.frames import CHUNK, PING, Cut, Frames, StreamFailed, frame
 from session_http.keys import Validity
 from session_http.problems import refuse
 from session_http.reading import ClientGone
-from session_supervisor import CloseReason, Cursor, Event, Session, State, TurnHandle, events
+from session_http.wheel import Wheel
+from session_supervisor import CloseReason, Cursor, Session, State, TurnHandle, events
 from session_supervisor.errors import Spoiled
+from session_supervisor.timers import Wakeup, is_due
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +78,7 @@ class Streams:
 
     def __init__(self, settings: StreamSettings) -> None:
         self.settings = settings
+        self.wheel = Wheel()
         self._open = 0
 
     @property
@@ -101,6 +112,7 @@ class Slot:
 
     def __init__(self, streams: Streams) -> None:
         self._streams: Streams | None = streams
+        self.wheel = streams.wheel
 
     def release(self) -> None:
         """Give it back; again does no harm."""
@@ -156,7 +168,6 @@ class EventStreamResponse(Response):
         self.background = background
         self.init_headers(HEADERS)
         self._root_path = ""
-        self._cut: Cut | None = None
         self._stream = stream
         self._settings = settings or StreamSettings()
         self._validity = validity
@@ -164,15 +175,23 @@ class EventStreamResponse(Response):
         self._over = False
         self._scope: anyio.CancelScope | None = None
         self._session_id = stream.session.session_id
-        self._sending = asyncio.Lock()
+        self._frames = Frames(self._session_id)
+        self._loop: asyncio.AbstractEventLoop
+        self._write_now: WriteNow | None = None
+        self._bell = Wakeup()
+        self._resting = False
+        self._beat_due = False
         self._send_began: float | None = None
         self._quiet_since = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it to its end, or until the client is gone."""
         self._root_path = scope.get("root_path", "")
+        self._loop = asyncio.get_running_loop()
         most = self._settings.max_tool_output_bytes
-        self._cut = None if most is None else Cut(most=most, root_path=self._root_path)
+        cut = None if most is None else Cut(most=most, root_path=self._root_path)
+        self._frames = Frames.of(self._session_id, cut)
+        wheel = Wheel() if self._stream.slot is None else self._stream.slot.wheel
         try:
             await send(
                 {
@@ -184,19 +203,22 @@ class EventStreamResponse(Response):
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
                 return
+            self._write_now = scope.get("extensions", {}).get(WRITE_NOW)
             if self._validity is not None:
                 self._validity.watch(self._revoke)
                 self._revoked = not self._validity.holds
+            self._quiet_since = self._loop.time()
+            wheel.add(self._look, self._quiet_since + self._shortest_s)
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 tasks.start_soon(self._listen, receive, tasks.cancel_scope)
-                tasks.start_soon(self._keep, send, tasks.cancel_scope)
                 if not self._revoked:
                     await self._pump(send)
                 tasks.cancel_scope.cancel()
             if self._revoked and not self._over:
                 await self._dismiss(send)
         finally:
+            wheel.remove(self._look)
             if self._validity is not None:
                 self._validity.unwatch(self._revoke)
             if self._stream.slot is not None:
@@ -236,17 +258,62 @@ class EventStreamResponse(Response):
     async def _send_events(self, send: Send) -> bytes:
         """Send events while there are any; return what to end with."""
         cursor, turn = self._stream.cursor, self._stream.turn
-        while batch := await cursor.read():
+        rest = partial(self._rest, send)
+        while batch := await cursor.read(rest=rest):
             wanted, ended = (batch, False) if turn is None else turn.select(batch)
-            await self._send_batch(send, wanted)
+            for piece in self._frames.chunks(wanted):
+                await self._send(send, piece)
             if ended:
                 return b""
             del batch, wanted  # or they would be kept for as long as there is nothing new
         return await self._farewell()
 
-    async def _send_batch(self, send: Send, batch: Sequence[Event]) -> None:
-        for piece in chunks(batch, session_id=self._session_id, cut=self._cut):
-            await self._send(send, piece)
+    async def _rest(self, send: Send) -> None:
+        """Sleep until there is something that cannot be sent at once, or a heartbeat is due."""
+        cursor = self._stream.cursor
+        self._resting = True
+        cursor.notify(self._hear)
+        try:
+            await self._bell.wait(None)
+        finally:
+            self._resting = False
+            cursor.leave(self._hear)
+        if self._beat_due:
+            self._beat_due = False
+            await self._send(send, PING)
+
+    def _hear(self) -> None:
+        """Send what is new, if that needs no waiting; otherwise have the task do it.
+
+        The session calls it once it has said all that it had to say for now.
+        """
+        cursor = self._stream.cursor
+        try:
+            sent = self._resting and self._send_at_once()
+        except Exception:  # the task comes to the same place, and says what is wrong
+            logger.debug("events could not be sent at once", exc_info=True)
+            sent = False
+        if sent:
+            cursor.notify(self._hear)
+        else:
+            self._bell.ring()
+
+    def _send_at_once(self) -> bool:
+        """Send what is at hand; return whether it was, and more may come."""
+        if self._write_now is None:
+            return False
+        cursor, turn = self._stream.cursor, self._stream.turn
+        batch = cursor.at_hand()
+        wanted, ended = (batch, False) if turn is None else turn.select(batch)
+        if not batch or ended:
+            return False
+        if wanted:
+            data = self._frames.at_once(wanted)
+            if data is None or not self._write_now(data):
+                return False
+            self._quiet_since = self._loop.time()
+        cursor.skip(batch)
+        return True
 
     async def _farewell(self) -> bytes:
         """Return what to say where the log ends, for ever or for a while."""
@@ -288,7 +355,7 @@ class EventStreamResponse(Response):
     def _revoke(self) -> None:
         """Stop, between two events: what is being sent is sent to its end."""
         self._revoked = True
-        if self._scope is not None and not self._sending.locked():
+        if self._scope is not None and self._send_began is None:
             self._scope.cancel()
 
     async def _dismiss(self, send: Send) -> None:
@@ -307,26 +374,25 @@ class EventStreamResponse(Response):
     # -- sending, and watching over it -------------------------------------------------------
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        """Send bytes that no heartbeat may come between.
+        """Send bytes, and wait for the client as far as the server does.
 
         The server takes whatever it is given and waits only then, so it gets a slice at a time.
         Each has its own deadline: who reads slowly is not dropped, who reads nothing is.
         """
-        loop = asyncio.get_running_loop()
-        async with self._sending:
-            for begin in range(0, len(data) or 1, CHUNK):
-                end = begin + CHUNK
-                self._send_began = loop.time()
-                await send(
-                    {
-                        "type": "http.response.body",
-                        "body": data[begin:end],
-                        "more_body": more or end < len(data),
-                    }
-                )
-            self._send_began = None
-            self._quiet_since = loop.time()
-            self._over = not more
+        time = self._loop.time
+        for begin in range(0, len(data) or 1, CHUNK):
+            end = begin + CHUNK
+            self._send_began = time()
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": data[begin:end],
+                    "more_body": more or end < len(data),
+                }
+            )
+        self._send_began = None
+        self._quiet_since = time()
+        self._over = not more
         if self._revoked and more:
             raise ClientGone("The client's key was revoked.")
 
@@ -340,41 +406,32 @@ class EventStreamResponse(Response):
         self._over = True
         scope.cancel()
 
-    async def _keep(self, send: Send, scope: anyio.CancelScope) -> None:
-        """Send heartbeats, and drop a client that reads nothing.
+    @property
+    def _shortest_s(self) -> float:
+        return min(self._settings.heartbeat_s, self._settings.send_timeout_s)
 
-        One timer for both: it looks when the earliest of them could be due, so that an event
-        costs no timer of its own.
-        """
-        settings = self._settings
-        loop = asyncio.get_running_loop()
-        self._quiet_since = loop.time()
-        while True:
-            began = self._send_began
-            if began is not None:
-                due = began + settings.send_timeout_s
-                if loop.time() >= due:
-                    break
-            else:
-                due = self._quiet_since + settings.heartbeat_s
-                if loop.time() >= due:
-                    try:
-                        async with asyncio.timeout(settings.send_timeout_s):
-                            await self._send(send, PING)
-                    except TimeoutError:
-                        break
-                    except ClientGone:
-                        scope.cancel()
-                        return
-                    continue
-            await asyncio.sleep(min(due - loop.time(), settings.send_timeout_s))
-        logger.info(
-            "a client of session %s reads nothing and was dropped",
-            self._session_id,
-            extra={"session_id": self._session_id},
-        )
-        self._over = True
-        scope.cancel()
+    def _look(self, now: float) -> float:
+        """Have a heartbeat sent, or drop a client that reads nothing; return when to look again."""
+        settings, began = self._settings, self._send_began
+        if began is None:
+            due = self._quiet_since + settings.heartbeat_s
+            if is_due(due, now):
+                self._beat_due = True
+                self._bell.ring()
+                return now + self._shortest_s
+            return due
+        due = began + settings.send_timeout_s
+        if is_due(due, now):
+            logger.info(
+                "a client of session %s reads nothing and was dropped",
+                self._session_id,
+                extra={"session_id": self._session_id},
+            )
+            self._over = True
+            if self._scope is not None:
+                self._scope.cancel()
+            return now + settings.send_timeout_s
+        return due
 
 
 async def is_over(session: Session, after: int) -> bool:

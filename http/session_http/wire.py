@@ -11,6 +11,7 @@ from hypercorn.config import Config
 from hypercorn.events import Event
 from hypercorn.typing import ConnectionState, WorkerContext
 
+from session_http.extensions import WriteNow
 from session_http.inbox import Application
 
 
@@ -51,6 +52,7 @@ class Wire:
         http2: Whether it may become HTTP/2.
         limits: What it may take.
         send: Takes bytes for the client, the end, and news of being idle.
+        write_now: Takes bytes for the client if that has read all before, and says whether it did.
     """
 
     app: Application
@@ -64,6 +66,7 @@ class Wire:
     http2: bool
     limits: ConnectionLimits
     send: Callable[[Event], Awaitable[None]]
+    write_now: WriteNow
 
 
 def hypercorn_settings() -> Config:

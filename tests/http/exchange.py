@@ -10,13 +10,16 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from session_http.extensions import WRITE_NOW
 from tests.http.contract import Said, parse_stream
 
 
 class Exchange:
     """What was sent so far; the test decides when the client goes away or stops reading."""
 
-    def __init__(self, method: str, path: str, body: object = None) -> None:
+    def __init__(
+        self, method: str, path: str, body: object = None, *, writes_now: bool = False
+    ) -> None:
         path, _, query = path.partition("?")
         raw = b"" if body is None else json.dumps(body).encode()
         headers = {"host": "test", "content-length": str(len(raw))}
@@ -30,7 +33,9 @@ class Exchange:
             "root_path": "",
             "query_string": query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "extensions": {WRITE_NOW: self.write_now} if writes_now else {},
         }
+        self.written: list[bytes] = []
         self.sent: list[tuple[float, Message]] = []
         self.reads = asyncio.Event()
         self.reads.set()
@@ -51,6 +56,16 @@ class Exchange:
             raise self.fails
         self.sent.append((asyncio.get_running_loop().time(), message))
         self._changed.set()
+
+    def write_now(self, data: bytes) -> bool:
+        """Take a piece as our own server does: only while the client reads."""
+        if not self.reads.is_set() or self.fails is not None:
+            return False
+        self.written.append(data)
+        message = {"type": "http.response.body", "body": data, "more_body": True}
+        self.sent.append((asyncio.get_running_loop().time(), message))
+        self._changed.set()
+        return True
 
     def disconnect(self, error: Exception | None = None) -> None:
         """Let the client go away; some servers then raise instead of saying so."""
@@ -81,10 +96,10 @@ class Exchange:
 
 @asynccontextmanager
 async def exchanging(
-    app: ASGIApp, method: str, path: str, body: object = None
+    app: ASGIApp, method: str, path: str, body: object = None, *, writes_now: bool = False
 ) -> AsyncGenerator[Exchange]:
     """Send a request, and see to it that the application ends."""
-    exchange = Exchange(method, path, body)
+    exchange = Exchange(method, path, body, writes_now=writes_now)
 
     async def serve() -> None:
         await app(exchange.scope, exchange.receive, exchange.send)

@@ -546,7 +546,7 @@ async def test_a_mistake_in_a_stream_is_told_in_the_stream(
 
     async with api() as one:
         path = await one.start()
-        monkeypatch.setattr("session_http.sse.chunks", broken)
+        monkeypatch.setattr("session_http.frames.Frames.chunks", broken)
         with caplog.at_level(logging.ERROR):
             said = await stream(one.client, f"{path}/query", "hi")
         assert [event.type for event in said] == ["error"]

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from session_http.cutting import cut
 from session_http.encoding import dump
-from session_http.frames import Cut, chunks
+from session_http.frames import Cut, Frames
 from session_supervisor import Event, events
 from session_supervisor.asks import Choice, Question, Resolution, Rule
 from tests.http.contract import Said, parse_stream, the_contract
@@ -66,9 +66,7 @@ def test_half_of_a_pair_is_no_harm() -> None:
 
 
 def said(body: events.Body, cutting: Cut | None) -> Said:
-    (found,) = parse_stream(
-        b"".join(chunks([Event(7, "t", NOW, body)], session_id="s", cut=cutting))
-    )
+    (found,) = parse_stream(b"".join(Frames("s", cutting).chunks([Event(7, "t", NOW, body)])))
     the_contract().check_value(found.data, "SessionEvent")
     return found
 
@@ -110,7 +108,7 @@ def test_two_ways_to_cut_are_not_mixed_up() -> None:
         1, "t", NOW, events.ToolResult(tool_use_id="u", content="x" * 300_000, is_error=False)
     )
     readers = [
-        chunks([event], session_id="s", cut=cutting)
+        Frames.of("s", cutting).chunks([event])
         for cutting in (
             None,
             Cut(most=100_000),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from session_http.encoding import dump
-from session_http.frames import CHUNK, chunks, frame, merged
+from session_http.frames import CHUNK, Frames, frame, merged, runs
 from session_supervisor import Event, Outcome, events
 from session_supervisor.answer import Answer, Correction
 from session_supervisor.results import Origin
@@ -31,7 +31,7 @@ def thought(seq: int, length: int) -> Event:
 
 
 def sent(batch: list[Event]) -> list[tuple[int | None, object]]:
-    said = parse_stream(b"".join(chunks(batch, session_id="s")))
+    said = parse_stream(b"".join(Frames("s").chunks(batch)))
     return [(one.id, one.data.get("content", one.type)) for one in said]
 
 
@@ -87,6 +87,48 @@ def test_every_event_fits_its_description(body: events.Body) -> None:
     assert next(iter(said.data)) == "type"
 
 
+@given(content=st.text(st.characters(codec=None)), turn_id=st.text(min_size=1))
+def test_a_piece_of_text_is_encoded_as_any_other_event(content: str, turn_id: str) -> None:
+    event = text(7, content, turn_id)
+    whole = frame(event.body, session_id="s", turn_id=turn_id, seq=7)
+    assert Frames("s").at_once([event]) == whole
+
+
+CONTENTS = st.lists(st.tuples(st.sampled_from("tu"), st.text(st.characters(codec=None))))
+
+
+@given(said=CONTENTS)
+def test_merged_text_is_what_was_said_to_the_byte(said: list[tuple[str, str]]) -> None:
+    batch = [text(n, content, turn_id) for n, (turn_id, content) in enumerate(said, start=1)]
+    at_once = Frames("s").at_once(batch)
+    assert (at_once or b"") == b"".join(Frames("s").chunks(batch))
+    told = parse_stream(at_once or b"")
+    for turn in "tu":
+        assert "".join(one.data["content"] for one in told if one.data["turn_id"] == turn) == (
+            "".join(content for turn_id, content in said if turn_id == turn)
+        )
+    assert [one.id for one in told][-1:] == [len(batch)][: len(batch)]
+
+
+def test_readers_at_one_place_share_bytes_and_others_do_not() -> None:
+    frames = Frames("s")
+    batch = [text(1, "a"), text(2, "b"), thought(3, 10)]
+    assert frames.at_once(batch[:1]) is frames.at_once(batch[:1])
+    assert frames.at_once(batch) is frames.at_once(batch)
+    assert next(frames.chunks(batch[:2])) is frames.at_once(batch[:2])
+    # Who reads only one turn has fewer events between the same two.
+    assert frames.at_once([batch[0], batch[2]]) != frames.at_once(batch)
+    # The number of an event that is gone: a gap has it, too.
+    gap = Event(1, None, NOW, events.Gap(after=0, before=2))
+    assert frames.at_once([gap]) != frames.at_once(batch[:1])
+
+
+def test_what_is_too_long_for_one_piece_is_not_given_as_one() -> None:
+    assert Frames("s").at_once([thought(1, 2 * CHUNK)]) is None
+    assert Frames("s").at_once([thought(n, 20_000) for n in range(1, 9)]) is None
+    assert Frames("s").at_once([]) is None
+
+
 def test_adjacent_text_of_a_turn_becomes_one_event_with_the_last_id() -> None:
     batch = [text(1, "a"), text(2, "b"), text(3, "c")]
     assert sent(batch) == [(3, "abc")]
@@ -108,7 +150,7 @@ def test_text_is_not_merged_across_the_beginning_of_a_block() -> None:
 
 def test_merging_stops_before_an_event_becomes_long() -> None:
     batch = [text(n, f"{n:04}" + "ü" * 1000) for n in range(1, 257)]
-    some = list(merged(batch))
+    some = [merged(run) for run in runs(batch)]
     contents = [event.body.content for event in some if isinstance(event.body, events.Text)]
     assert "".join(contents) == "".join(f"{n:04}" + "ü" * 1000 for n in range(1, 257))
     assert all(CHUNK - 2004 < len(content.encode()) <= CHUNK for content in contents[:-1])
@@ -122,7 +164,7 @@ def test_what_is_no_text_is_merged_all_the_same() -> None:
 
 def test_a_long_batch_goes_out_in_pieces() -> None:
     batch = [thought(n, 20_000) for n in range(1, 21)]
-    pieces = list(chunks(batch, session_id="s"))
+    pieces = list(Frames("s").chunks(batch))
     assert len(pieces) == 7
     assert all(len(piece) <= CHUNK for piece in pieces)
     assert [said.id for said in parse_stream(b"".join(pieces))] == list(range(1, 21))
@@ -130,7 +172,7 @@ def test_a_long_batch_goes_out_in_pieces() -> None:
 
 def test_a_long_event_goes_out_by_itself_and_in_order() -> None:
     batch = [thought(1, 10), thought(2, 2 * CHUNK), thought(3, 10), thought(4, 10)]
-    said = [parse_stream(piece) for piece in chunks(batch, session_id="s")]
+    said = [parse_stream(piece) for piece in Frames("s").chunks(batch)]
     assert [[one.id for one in some] for some in said] == [[1], [2], [3, 4]]
 
 
@@ -142,7 +184,7 @@ def test_a_batch_is_encoded_only_as_far_as_it_is_sent() -> None:
             taken.append(n)
             yield thought(n, 20_000)
 
-    pieces = chunks(batch(), session_id="s")
+    pieces = Frames("s").chunks(batch())
     next(pieces)
     assert len(taken) == 4
     next(pieces)
@@ -154,10 +196,10 @@ def test_readers_of_a_long_event_share_its_bytes_until_the_last_is_through() -> 
     try:
         event = thought(1, 8_000_000)
         before, _ = tracemalloc.get_traced_memory()
-        readers = [chunks([event], session_id="s") for _ in range(10)]
+        readers = [Frames.of("s").chunks([event]) for _ in range(10)]
         sending = [next(reader) for reader in readers]
         assert all(piece is sending[0] for piece in sending)
-        (other,) = chunks([event], session_id="u")
+        (other,) = Frames.of("u").chunks([event])
         assert other is not sending[0]
         del other
         del readers, sending
@@ -213,7 +255,7 @@ def test_text_less_what_was_discarded_is_the_answer_however_it_was_merged(
     had: list[tuple[int, str]] = []
     begin = 0
     for end in [*sorted(cut for cut in cuts if cut < len(log)), len(log)]:
-        for event in merged(log[begin:end]):
+        for event in map(merged, runs(log[begin:end])):
             body = event.body
             if isinstance(body, events.Text):
                 had.append((event.seq, body.content))

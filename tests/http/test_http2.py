@@ -356,6 +356,7 @@ def wired(
         http2=True,
         limits=ConnectionLimits(unread_s=unread_s),
         send=send,
+        write_now=lambda _data: False,
     )
     return Http2(wire), wire
 

@@ -197,6 +197,19 @@ def test_whoever_must_know_hears_that_a_key_was_revoked(keys: Keys, change: str)
     assert (validity.holds, told) == (False, ["revoked"])
 
 
+def test_whoever_must_know_hears_of_an_owner_who_has_no_key_any_more(keys: Keys) -> None:
+    ann, again, bob = keys.add("ann"), keys.add("ann"), keys.add("bob")
+    told: list[str] = []
+    keys.ring.on_owner_gone = told.append
+    keys.rewrite(ann.key, bob.key)
+    assert told == [], "another key of hers holds"
+    keys.rewrite(again.key, bob.key)
+    assert told == []
+    keys.rewrite(bob.key)
+    keys.rewrite(bob.key)
+    assert told == ["ann"]
+
+
 def test_a_file_that_is_broken_or_gone_leaves_the_keys_that_there_were(keys: Keys) -> None:
     ann = keys.add("ann")
     principal = keys.ring.authenticate(connection(("x-api-key", ann.token)))

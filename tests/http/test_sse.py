@@ -5,17 +5,18 @@ Every test ends with no task left: that is what virtual time checks.
 
 from __future__ import annotations
 
-from asyncio import sleep, timeout
+from asyncio import AbstractEventLoop, Task, get_running_loop, sleep, timeout
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
 from session_http.app import App, create_app
-from session_http.frames import CHUNK, PING
+from session_http.frames import CHUNK, PING, Frames
 from session_http.settings import HttpSettings
 from session_http.sse import StreamSettings
-from session_supervisor import Retention, Session, Supervisor
+from session_supervisor import Event, Retention, Session, Supervisor
 from session_supervisor.agents.port import TextWithdrawn, ThinkingDelta
 from session_supervisor.agents.scripted import (
     Conversation,
@@ -195,9 +196,9 @@ async def test_a_client_that_stops_reading_in_a_flood_is_dropped_too() -> None:
         async with exchanging(app, "POST", f"{path}/query", query("count 500 1")) as exchange:
             await exchange.until("text")
             exchange.reads.clear()
-            await sleep(61)
-            assert app.open_streams == 1, "it looks every minute"
-            await sleep(60)
+            await sleep(60.9)
+            assert app.open_streams == 1
+            await sleep(0.2)
             assert app.open_streams == 0
         (record,) = await session.turns()
         await (await session.turn(record.turn_id)).result()
@@ -403,6 +404,121 @@ async def test_many_readers_of_one_session_get_the_same() -> None:
             await sleep(0.001)
             assert a.said[3:] == b.said
             assert len(b.said) > 3
+
+
+# -- written at once ---------------------------------------------------------------------------
+
+
+@virtual()
+async def test_many_readers_are_written_the_same_bytes_and_each_event_is_encoded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[int] = []
+    encode = Frames.encode
+
+    def counted(frames: Frames, event: Event) -> bytes:
+        encoded.append(event.seq)
+        return encode(frames, event)
+
+    monkeypatch.setattr(Frames, "encode", counted)
+    async with open_session() as (app, _, session, path), AsyncExitStack() as stack:
+        opened = [
+            await stack.enter_async_context(
+                exchanging(app, "GET", f"{path}/events", writes_now=True)
+            )
+            for _ in range(5)
+        ]
+        await sleep(1)
+        await (await session.query("count 20 1")).result()
+        await sleep(1)
+        first, *others = opened
+        assert len(first.written) > 20
+        for other in others:
+            assert all(a is b for a, b in zip(first.written, other.written, strict=True))
+            assert other.said == first.said
+        told = [said.id or 0 for said in first.said]
+        assert told == sorted(set(told))
+        live = [seq for seq in encoded if seq > 4]
+        assert len(live) == len(set(live)), "an event was encoded for each of its readers"
+
+
+@virtual()
+async def test_an_event_makes_no_task_and_no_timer() -> None:
+    loop = get_running_loop()
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("count 200 1"), writes_now=True) as exchange,
+    ):
+        await exchange.until("text")
+        before, tasks = len(exchange.sent), list[str]()
+
+        def count(loop: AbstractEventLoop, coroutine: Any, **options: Any) -> Task[Any]:
+            tasks.append(repr(coroutine))
+            return Task(coroutine, loop=loop, **options)
+
+        loop.set_task_factory(count)
+        try:
+            await sleep(100)
+        finally:
+            loop.set_task_factory(None)
+        assert len(exchange.sent) - before >= 99
+        assert len(exchange.written) > 100
+        assert len(tasks) < 5, tasks  # what the supervisor does from time to time
+        await exchange.until("done")
+
+
+@virtual()
+async def test_what_cannot_be_written_at_once_is_sent_in_order() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("count 90 1"), writes_now=True) as exchange,
+    ):
+        for _ in range(4):
+            await sleep(10)
+            exchange.reads.clear()
+            await sleep(10)
+            exchange.reads.set()
+        done = await exchange.until("done")
+        assert answer(exchange.said) == done.data["response"]
+        ids = [said.id or 0 for said in exchange.said]
+        assert ids == sorted(set(ids))
+        assert len(exchange.written) > 30
+
+
+@virtual()
+async def test_a_heartbeat_comes_between_what_is_written_at_once() -> None:
+    async with (
+        open_session() as (app, _, _, path),
+        exchanging(app, "POST", f"{path}/query", query("count 3 20"), writes_now=True) as exchange,
+    ):
+        await exchange.until("done")
+        pings = [at for at, message in exchange.sent if message.get("body") == PING]
+        assert pings == [15.0, 35.0, 55.0]
+
+
+@virtual()
+async def test_streams_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = get_running_loop()
+    async with open_session() as (app, _, _, path), AsyncExitStack() as stack:
+        timers: list[object] = []
+        call_at = loop.call_at
+
+        def counted(when: float, callback: Any, *args: Any, **options: Any) -> Any:
+            timers.append(getattr(callback, "__qualname__", callback))
+            return call_at(when, callback, *args, **options)
+
+        opened = [
+            await stack.enter_async_context(exchanging(app, "GET", f"{path}/events"))
+            for _ in range(50)
+        ]
+        await sleep(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "call_at", counted)
+            await sleep(60)
+        for one in opened:
+            pings = [at for at, message in one.sent if message.get("body") == PING]
+            assert pings == [15.0, 30.0, 45.0, 60.0]
+        assert timers.count("Wheel._turn") <= 8, timers
 
 
 @virtual()
