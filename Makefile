@@ -58,11 +58,12 @@ format: $(VENV)/.installed-dev  ## format, and mend what lint can mend by itself
 docs: $(VENV)/.installed-dev  ## write the generated parts of the documentation anew
 	@$(CLEAN) python docs/generate.py
 
-bench: $(VENV)/.installed-dev  ## measure what the layer costs (ten minutes)
+bench: $(VENV)/.installed-dev  ## measure; last the load suite, which writes a report (40 minutes)
 	@$(CLEAN) python -m bench.overhead
 	@$(CLEAN) python -m bench.mailbox
 	@$(CLEAN) python -m bench.density
 	@$(CLEAN) python -m bench.streams
+	@$(CLEAN) python -m bench $(ARGS)
 
 # Both locks hold for every supported Python and system. Versions stay as they are while they
 # satisfy pyproject.toml; ARGS=--upgrade takes the newest.

@@ -92,6 +92,8 @@ class Results:
         conversations: Sessions that were started.
         given_up: Why some of them ended before they were closed, and how many.
         contexts: Conversations that were asked in the end what they had been told.
+        oneoffs: One-off queries that were answered.
+        recycled: How often a process came back from one, at least.
         resumed: Times that a client came back to a stream.
         over_http2: Requests over HTTP/2.
         gaps: Turns whose client was told that something is missing.
@@ -111,6 +113,8 @@ class Results:
     conversations: int
     given_up: Mapping[str, int]
     contexts: int
+    oneoffs: int
+    recycled: int
     resumed: int
     over_http2: int
     gaps: int
@@ -169,7 +173,7 @@ def _talkers(settings: Settings, record: Record, world: World) -> Sequence[Talke
                 api=api,
                 record=record,
                 everybody=everybody,
-                running=world.running,
+                running=world.clis,
                 upstream=upstream,
                 manners=manners,
                 seed=seed,
@@ -223,6 +227,8 @@ def _results(record: Record, world: World, checks: Checks, disk: SmallDisk | Non
         conversations=len(conversations),
         given_up=dict(given_up),
         contexts=checks.contexts,
+        oneoffs=record.oneoffs,
+        recycled=sum(world.recycled),
         resumed=record.resumed,
         over_http2=sum(talker.api.over_http2 for talker in checks.talkers),
         gaps=record.gaps,
@@ -310,6 +316,7 @@ def _summary(results: Results) -> str:
         f"answers: {_counts(results.statuses)}; asked over HTTP/2: {results.over_http2}",
         f"clients that came back to a stream: {results.resumed}; told of a gap: {results.gaps}",
         f"conversations that were asked what they had been told: {results.contexts}",
+        f"one-offs: {results.oneoffs}; processes that came back from them: {results.recycled}",
         f"servers: {starts.count}; ready after {starts.p50:.1f} s, at most {starts.greatest:.1f} s",
     ]
     if results.stops_s is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bench.chaos_client import Answer, Api, Broken, Heard, Silent
-from bench.chaos_conversation import Conversation, Told, transcript
+from bench.chaos_conversation import Conversation, Told, transcript, words
 from bench.chaos_record import TERMINAL, Record
 from bench.chaos_talk import Talker
 from bench.chaos_visits import INTRUDER
@@ -103,7 +102,7 @@ class Checks:
             when: For the message.
             sessions: How many there are.
         """
-        tasks = new.tasks + MORE_TASKS + PER_SESSION_TASKS * sessions
+        tasks = new.tasks + MORE_TASKS + PER_SESSION_TASKS * (sessions + now.pooled)
         descriptors = new.descriptors + MORE_DESCRIPTORS + PER_CLI_DESCRIPTORS * now.clis
         if now.tasks > tasks:
             self._record.violate("no task leaks", f"{when}: {now.tasks}, at first {new.tasks}")
@@ -132,20 +131,16 @@ class Checks:
             answer = await self._get(f"/session/{session_id}")
             if answer.status != 404:
                 self._record.violate("closed is gone", f"{session_id}: {answer}")
-        until = time.monotonic() + CLOSED_S
-        while (now := await self._vitals()).clis or await self.sessions():
-            if time.monotonic() > until:
-                self._record.violate(
-                    "closed is gone",
-                    f"{await self.sessions()} sessions and {now.clis} processes are left, though "
-                    "all were closed",
-                )
-                break
-            await asyncio.sleep(0.2)
-        self.of_vitals(now, new, when="all sessions closed", sessions=0)
-        before = await self._vitals()
+        before = await self._settled()
+        if before.clis > before.pooled or await self.sessions():
+            self._record.violate(
+                "closed is gone",
+                f"{await self.sessions()} sessions and {before.clis} processes are left, though "
+                f"all were closed and {before.pooled} stand ready",
+            )
+        self.of_vitals(before, new, when="all sessions closed", sessions=0)
         await self._come_and_go()
-        self.of_what_is_left(await self._vitals(), before)
+        self.of_what_is_left(await self._settled(), before)
 
     def of_what_is_left(self, now: Vitals, before: Vitals) -> None:
         """A session that comes and goes leaves nothing.
@@ -154,10 +149,16 @@ class Checks:
             now: What the server takes after some did.
             before: What it took just before.
         """
+        ready = max(0, now.pooled - before.pooled)
+        tasks, descriptors = PER_SESSION_TASKS * ready, PER_CLI_DESCRIPTORS * ready
         for promise, left, most in (
-            ("no process is left", now.clis - before.clis, 0),
-            ("no task leaks", now.tasks - before.tasks, ROUND // 2),
-            ("no descriptor leaks", now.descriptors - before.descriptors, ROUND // 2),
+            ("no process is left", now.clis - now.pooled, 0),
+            ("no task leaks", now.tasks - before.tasks, ROUND // 2 + tasks),
+            (
+                "no descriptor leaks",
+                now.descriptors - before.descriptors,
+                ROUND // 2 + descriptors,
+            ),
             ("no memory leaks", now.uss - before.uss, LEFT_MEMORY),
         ):
             if left > most:
@@ -166,6 +167,16 @@ class Checks:
     async def sessions(self) -> int:
         """Return how many sessions are listed."""
         return int((await self._get("/sessions?owner=*")).body["count"])
+
+    async def _settled(self) -> Vitals:
+        """Return what the server takes once no process is left but those that stand ready."""
+        until = time.monotonic() + CLOSED_S
+        while True:
+            now = await self._vitals()
+            gone = now.clis == now.pooled and not await self.sessions()
+            if gone or time.monotonic() > until:
+                return now
+            await asyncio.sleep(0.2)
 
     async def _come_and_go(self) -> None:
         waiting = [self.talkers[number % len(self.talkers)] for number in range(ROUND)]
@@ -215,7 +226,7 @@ class Checks:
         if turns is None:
             return
         listed = Counter(str(turn["turn_id"]) for turn in turns)
-        prompts = Counter(word for turn in turns for word in _words(str(turn["prompt"])))
+        prompts = Counter(word for turn in turns for word in words(str(turn["prompt"])))
         if prompts[INTRUDER]:
             self._violate("others see nothing", conversation, "and somebody else told it something")
         await self._of_transcript(conversation, turns)
@@ -351,10 +362,12 @@ class Checks:
             return
         self.contexts += 1
         self._record.completed(conversation.session_id, asked_at)
-        known = set(_words(str(answer.body["response"])))
+        known = set(words(str(answer.body["response"])))
         due = {told.word for told in conversation.told if told.outcome == "completed"}
         if missing := sorted(due - known):
             self._violate("contexts are whole", conversation, f"it does not know {missing}")
+        if strange := sorted(known - {told.word for told in conversation.told}):
+            self._violate("contexts are apart", conversation, f"it knows {strange}")
 
     async def _close(self, session_id: str) -> None:
         answer = await self._admin.call("DELETE", f"/session/{session_id}")
@@ -367,10 +380,6 @@ class Checks:
 
     def _violate(self, promise: str, conversation: Conversation, what: str) -> None:
         self._record.violate(promise, f"{conversation.path}: {what}")
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"Remember (\w+)\.", text)
 
 
 def _short(turn: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +145,11 @@ class Bag:
             self._left = list(self._kinds)
             self._chance.shuffle(self._left)
         return self._left.pop()
+
+
+def words(text: str) -> list[str]:
+    """Return the words in a text that somebody told the model to remember."""
+    return re.findall(r"Remember (\w+)\.", text)
 
 
 def _brief(messages: Sequence[tuple[str, str]]) -> str:

@@ -63,6 +63,8 @@ class Faults:
             "Claude Code: kill -9": self._kill_cli,
             "Claude Code: SIGSTOP": self._stop_cli,
             "Claude Code: garbage": self._garbage,
+            "Claude Code at rest: kill -9": self._kill_resting,
+            "Claude Code at rest: SIGSTOP": self._stop_resting,
             "server: kill -9": self._kill_server,
             "server: SIGTERM and another": self._deploy,
             "store: stalls": self._stall,
@@ -91,20 +93,32 @@ class Faults:
 
     # -- Claude Code -----------------------------------------------------------------------
 
-    def _pick(self, kind: str) -> int | None:
-        running = self._world.clis()
-        if not running:
+    async def _pick(self, kind: str, *, resting: bool = False) -> int | None:
+        """Return a process, and note the fault as its session's or, where it has none, as all's."""
+        running = await self._world.running()
+        among = running.resting if resting else running.all
+        if not among:
             return None
-        pid = self._chance.choice(sorted(running))
-        self._record.inject(kind, running[pid])
+        pid = self._chance.choice(sorted(among))
+        self._record.inject(kind, running.sessions.get(pid))
         return pid
 
     async def _kill_cli(self) -> bool:
-        pid = self._pick("Claude Code: kill -9")
+        pid = await self._pick("Claude Code: kill -9")
         return pid is not None and _signal(pid, signal.SIGKILL)
 
     async def _stop_cli(self) -> bool:
-        pid = self._pick("Claude Code: SIGSTOP")
+        return self._stop(await self._pick("Claude Code: SIGSTOP"))
+
+    async def _kill_resting(self) -> bool:
+        pid = await self._pick("Claude Code at rest: kill -9", resting=True)
+        return pid is not None and _signal(pid, signal.SIGKILL)
+
+    async def _stop_resting(self) -> bool:
+        return self._stop(await self._pick("Claude Code at rest: SIGSTOP", resting=True))
+
+    def _stop(self, pid: int | None) -> bool:
+        """Stop a process, to go on by itself or not before the end."""
         if pid is None or not _signal(pid, signal.SIGSTOP):
             return False
         if self._chance.random() < 0.5:
@@ -115,15 +129,15 @@ class Faults:
         return True
 
     async def _garbage(self) -> bool:
-        running = self._world.clis()
-        if not running:
+        running = await self._world.running()
+        if not running.all:
             return False
-        pid = self._chance.choice(sorted(running))
+        pid = self._chance.choice(sorted(running.all))
         try:
             spoken = _descriptor_of(pid, 1)
         except OSError:  # it ended by now, or that is not allowed here
             return False
-        self._record.inject("Claude Code: garbage", running[pid])
+        self._record.inject("Claude Code: garbage", running.sessions.get(pid))
         try:
             with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionError):
                 os.write(spoken, self._chance.choice(GARBAGE))
@@ -132,7 +146,7 @@ class Faults:
         return True
 
     def _wake(self) -> None:
-        for pid in self._stopped & set(self._world.clis()):
+        for pid in self._stopped & self._world.clis():
             _signal(pid, signal.SIGCONT)
 
     # -- the server ------------------------------------------------------------------------

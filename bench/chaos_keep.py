@@ -54,25 +54,35 @@ class Keeper:
             _write(folder / "violations.json", [asdict(found) for found in said])
             _write(folder / "told.json", [asdict(told) for told in one.told])
             _write(folder / "faults.json", _faults(record, one.session_id))
-            self._copy_database(folder, one.session_id)
-            self._copy_files(folder, one.session_id)
+            place = self._copy_database(folder, one.session_id)
+            self._copy_files(folder, place)
             self._copy_log(folder, one.session_id)
 
-    def _copy_database(self, folder: Path, session_id: str) -> None:
-        """Copy the rows of a session, and what the store has of its transcripts."""
+    def _copy_database(self, folder: Path, session_id: str) -> str:
+        """Copy the rows of a session, and what the store has of its transcripts.
+
+        Returns:
+            The name of the directory that it works in: its own id or, where a process was there
+            before it, that of the process.
+        """
+        place = session_id
         with closing(sqlite3.connect(f"{self._database.as_uri()}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
             for table in _TABLES:
                 column, wanted = "session_id", session_id
                 if table == "transcripts":  # whose session is Claude Code's own
-                    column, wanted = "project_key", f"%{session_id}%"
+                    column, wanted = "project_key", f"%{place}%"
                 rows = database.execute(f"SELECT * FROM {table} WHERE {column} LIKE ?", (wanted,))
-                _write(folder / f"{table}.json", [_readable(dict(row)) for row in rows])
+                found = [_readable(dict(row)) for row in rows]
+                _write(folder / f"{table}.json", found)
+                if table == "sessions" and found:
+                    place = Path(str(found[0]["record"]["cwd"])).name
+        return place
 
-    def _copy_files(self, folder: Path, session_id: str) -> None:
+    def _copy_files(self, folder: Path, place: str) -> None:
         """Copy Claude Code's own transcripts: they lie in a directory named after the session's."""
         for path in self._state.rglob("*.jsonl"):
-            if session_id in str(path.relative_to(self._state)):
+            if place in str(path.relative_to(self._state)):
                 shutil.copy2(path, folder / path.name)
 
     def _copy_log(self, folder: Path, session_id: str) -> None:
@@ -95,7 +105,7 @@ def _faults(record: Record, session_id: str) -> Sequence[Mapping[str, object]]:
     ]
 
 
-def _readable(row: Mapping[str, Any]) -> Mapping[str, object]:
+def _readable(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a row as what can be written as JSON, with its records taken apart."""
     return {
         name: json.loads(value) if isinstance(value, bytes) else value

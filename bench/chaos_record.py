@@ -63,6 +63,8 @@ class Record:
         self.outcomes: dict[str, int] = {}
         self.gaps = 0
         self.resumed = 0
+        self.oneoffs = 0
+        """Those that were answered."""
         self.unanswered_starts = 0
         """Sessions that may have been started without anybody's knowing their ids."""
 

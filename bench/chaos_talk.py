@@ -44,6 +44,7 @@ MANNERS = (
     "client reads the transcript",
     "client has it wake and hibernate",
     "client closes it in the middle",
+    "client asks one-offs meanwhile",
     "another owner tries its id",
 )
 """What clients do that they need not."""
@@ -62,7 +63,7 @@ class Talker:
         api: The server, as that owner reaches it.
         record: The run's.
         everybody: All conversations of all clients.
-        running: Tells which sessions have processes.
+        running: Tells which processes run.
         upstream: Draws what the upstream does; shared by all.
         manners: Draws what clients do; shared by all.
         seed: Of its own choices.
@@ -111,6 +112,8 @@ class Talker:
                 if self._over.is_set() or conversation.over:
                     break
                 await self._turn(conversation)
+                if self._chance.random() < 0.3 and not conversation.over:
+                    await self._ask_oneoffs(conversation)
                 await self._pause(0.0, 0.3)
                 if self._chance.random() < 0.08:
                     await self._pause(4.0, 6.0)  # long enough for it to be hibernated
@@ -168,6 +171,12 @@ class Talker:
             self._record.unanswered_starts += 1
         return session_id
 
+    async def _ask_oneoffs(self, conversation: Conversation) -> None:
+        try:
+            await self._visitor.ask_oneoffs(conversation)
+        except Silent:
+            self._record.violate("everybody is answered", "POST /query was not")
+
     async def _turn(self, conversation: Conversation) -> None:
         told, prompt = self._prompt(conversation)
         manner = self._manners.draw() if self._chance.random() < 0.5 else ""
@@ -192,6 +201,7 @@ class Talker:
             "client reads the transcript": self._visitor.read_transcript,
             "client has it wake and hibernate": self._visitor.hint,
             "client closes it in the middle": self._visitor.close,
+            "client asks one-offs meanwhile": self._visitor.ask_oneoffs,
             "another owner tries its id": self._visitor.pry,
         }
         if manner == "client does not wait for its answer":

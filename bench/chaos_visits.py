@@ -1,13 +1,14 @@
-"""What clients of `bench.chaos` do besides asking: look, give hints, close, and pry."""
+"""What clients of `bench.chaos` do besides asking: look, hint, ask one-offs, close, and pry."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bench.chaos_client import Answer, Broken, Silent
-from bench.chaos_conversation import REFUSALS, Conversation, transcript
+from bench.chaos_conversation import REFUSALS, Conversation, transcript, words
 from bench.chaos_record import Record
 
 INTRUDER = "intruder"
@@ -27,8 +28,13 @@ _FOREIGN: Sequence[tuple[str, str, Mapping[str, object] | None]] = (
     ("DELETE", "", None),
 )
 
-Running = Callable[[], Collection[str]]
-"""Tells which sessions have processes."""
+_FILES = """
+[[tool Write {"file_path": "Remember %(word)s.txt", "content": "Remember %(word)s."}]]
+[[tool Glob {"pattern": "*"}]]"""
+"""Has a one-off leave a file, and answer with the names of all that there are."""
+
+Running = Callable[[], Collection[int]]
+"""Tells which Claude Code processes run, by their ids."""
 
 
 class Visitor:
@@ -37,7 +43,7 @@ class Visitor:
     Args:
         record: The run's.
         everybody: All conversations, of whichever owner.
-        running: Tells which sessions have processes.
+        running: Tells which processes run.
         chance: Decides.
     """
 
@@ -96,8 +102,27 @@ class Visitor:
         if other.session_id in listed.body.get("active_sessions", ()):
             self._record.violate("others see nothing", f"{other.path} is listed")
 
+    async def ask_oneoffs(self, conversation: Conversation) -> None:
+        """Ask some, one after the other, as the same owner: each knows what it was told alone."""
+        for _ in range(self._chance.randint(2, 6)):
+            word = f"once{self._chance.getrandbits(48):x}"
+            files = _FILES % {"word": word} if self._chance.random() < 0.3 else ""
+            body = {"prompt": f"Remember {word}.{files}", "permission_mode": "acceptEdits"}
+            hangs_up = self._chance.random() < 0.15
+            try:
+                async with asyncio.timeout(self._chance.uniform(0.02, 0.6) if hangs_up else None):
+                    answer = await conversation.api.call("POST", "/query", body)
+            except Broken:
+                return
+            except TimeoutError:  # hung up
+                continue
+            self._record.answered(answer.status, answer.body, "a one-off")
+            self._record.oneoffs += answer.status == 200
+            check_oneoff(self._record, word, answer)
+
     async def close(self, conversation: Conversation) -> None:
-        """Close it, whatever it does; then it is gone, with its processes."""
+        """Close it, whatever it does; then it is gone, with its process."""
+        had = await self._process_of(conversation)
         conversation.closing = True
         conversation.finish("its client closed it")
         for _ in range(80):
@@ -114,8 +139,8 @@ class Visitor:
             self._record.violate("DELETE closes", f"{conversation.path}: not in 80 tries")
             return
         conversation.closed = True
-        if conversation.session_id in self._running():
-            self._record.violate("closed is gone", f"{conversation.path} still has a process")
+        if had in self._running():
+            self._record.violate("closed is gone", f"{conversation.path} still has process {had}")
         for path in ("", "/turns", "/messages", "/events"):
             try:
                 answer = await conversation.api.call("GET", conversation.path + path)
@@ -124,6 +149,26 @@ class Visitor:
             conversation.note(answer, "what was closed")
             if answer.status != 404:
                 self._record.violate("closed is gone", f"{conversation.path}{path}: {answer}")
+
+    async def _process_of(self, conversation: Conversation) -> int | None:
+        """Return its process, if it has one; no other session ever has that."""
+        try:
+            answer = await conversation.api.call("GET", f"{conversation.path}/inspect")
+        except Broken:
+            return None
+        conversation.note(answer, "inspect")
+        return answer.body.get("pid")
+
+
+def check_oneoff(record: Record, word: str, answer: Answer) -> None:
+    """The answer to a one-off is to what it was told, and to nothing that anybody else was."""
+    known = set(words(json.dumps(dict(answer.body))))
+    if strange := sorted(known - {word}):
+        record.violate("a one-off is by itself", f"told {word}, it knows {strange}: {answer}")
+    if answer.status == 200 and answer.body["outcome"] == "completed" and word not in known:
+        record.violate("a one-off is by itself", f"it does not know {word}: {answer}")
+    if answer.status not in (200, 500, *REFUSALS):
+        record.violate("answers are those of the API", f"a one-off: {answer}")
 
 
 def check_foreign(record: Record, what: str, answer: Answer) -> None:

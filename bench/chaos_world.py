@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.chaos_client import Api, Broken, Silent
 from bench.chaos_keep import Keeper
 from bench.chaos_record import Record
 from bench.processes import MARKER, Memory, NotReady
@@ -25,6 +26,9 @@ ADMIN = "admin"
 
 READY_S = 30.0
 """Seconds that a server may take to come up."""
+
+LOOK_S = 6.0
+"""Seconds that a server may take to say whose its processes are: it gives each session five."""
 
 END_S = 15.0
 """Seconds within which it has to be gone after SIGTERM; it promises less than that."""
@@ -39,12 +43,29 @@ class Vitals:
         descriptors: Open files.
         uss: Its own memory, bytes.
         clis: Claude Code processes.
+        pooled: How many of them stand ready for anybody, or come up to do so, as the server says.
     """
 
     tasks: int
     descriptors: int
     uss: int
     clis: int
+    pooled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """The Claude Code processes that run, and whose they are as the server says.
+
+    Attributes:
+        sessions: Conversations, by the process that each has.
+        resting: Processes that nobody has: they stand ready, come up, or come back.
+        all: These, and those of one-offs.
+    """
+
+    sessions: Mapping[int, str]
+    resting: Collection[int]
+    all: Collection[int]
 
 
 class World:
@@ -74,6 +95,8 @@ class World:
         """Seconds that each server took until it was ready."""
         self.stops: list[float] = []
         """Seconds that each took to end after SIGTERM."""
+        self.recycled: list[int] = []
+        """How often processes came back from one-offs, by each server's last word."""
         self.keys: dict[str, str] = {}
         """By owner."""
         keys = home / "keys.toml"
@@ -81,6 +104,7 @@ class World:
             made = keyfile.new_key(owner, roles=("admin",) if owner == ADMIN else ("user",))
             keyfile.append(keys, made.key)
             self.keys[owner] = made.token
+        self._admin = Api("127.0.0.1", self.port, self.keys[ADMIN])
         self._record = record
         self._command = (
             *(sys.executable, "-m", "bench.chaos_server", "--state-dir", str(state)),
@@ -102,7 +126,7 @@ class World:
             NotReady: It did not come up.
         """
         began = time.monotonic()
-        orphans = set(self.clis())
+        orphans = self.clis()
         with self.log.open("ab") as log:
             server = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -112,6 +136,7 @@ class World:
                 start_new_session=True,
             )
         self._server = server
+        self.recycled.append(0)
         assert server.stdout is not None
         line = b""
         with contextlib.suppress(TimeoutError):
@@ -124,7 +149,7 @@ class World:
             words = self.log.read_text(errors="replace")[-3000:]
             raise NotReady(f"The server did not come up within {READY_S:g} s. {words}")
         self.starts.append(time.monotonic() - began)
-        if left := orphans & set(self.clis()):
+        if left := orphans & self.clis():
             self._record.violate(
                 "no process is left", f"a new server left {sorted(left)} of the one before it"
             )
@@ -167,16 +192,46 @@ class World:
                 if not line:
                     raise NotReady("The server ended by itself.")
         said = json.loads(line)
+        clis = len(self.clis())
+        pool = (await self._admin.call("GET", "/supervisor")).body["pool"]
+        self.recycled[-1] = pool["recycled"]
         return Vitals(
             tasks=said["tasks"],
             descriptors=said["descriptors"],
             uss=Memory.of(server.pid).uss,
-            clis=len(self.clis()),
+            clis=clis,
+            pooled=pool["ready"] + pool["starting"],
         )
 
-    def clis(self) -> dict[int, str]:
-        """Return the sessions of the Claude Code processes that run, by process id."""
-        found: dict[int, str] = {}
+    async def running(self) -> Running:
+        """Return which Claude Code processes run, and whose they are; none if nobody says."""
+        running = self.clis()
+        try:
+            async with asyncio.timeout(LOOK_S):
+                answer = await self._admin.call("GET", "/supervisor")
+        except (Broken, Silent, TimeoutError):
+            return Running(sessions={}, resting=(), all=())
+        self._record.answered(answer.status, answer.body, "GET /supervisor")
+        if answer.status == 200:
+            self.recycled[-1] = answer.body["pool"]["recycled"]
+        users = {
+            one["inside"]["pid"]: one
+            for one in answer.body.get("sessions", ())
+            if one["inside"] is not None
+        }
+        return Running(
+            sessions={
+                pid: str(users[pid]["session_id"])
+                for pid in running & users.keys()
+                if users[pid]["kind"] == "conversation"
+            },
+            resting=running - users.keys(),
+            all=running,
+        )
+
+    def clis(self) -> set[int]:
+        """Return the ids of the Claude Code processes that run, whoever has them."""
+        found: set[int] = set()
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit():
                 continue
@@ -185,12 +240,8 @@ class World:
                     continue
                 command = (folder / "cmdline").read_bytes().split(b"\0")
                 if b"--input-format=stream-json" in command and b"--pdeathsig" not in command:
-                    found[int(folder.name)] = os.readlink(folder / "cwd").rpartition("/")[2]
+                    found.add(int(folder.name))
         return found
-
-    def running(self) -> Collection[str]:
-        """Return the sessions that have a Claude Code process."""
-        return set(self.clis().values())
 
     def log_lines(self) -> list[str]:
         """Return what the servers logged."""

@@ -121,8 +121,8 @@ async def measure(settings: Settings, home: Path) -> Results:
 
 async def _hibernated(number: int, home: Path) -> Hibernated:
     path = home / f"{number}.db"
-    made = await _in_a_process("make", number, path)
-    opened = await _in_a_process("open", number, path)
+    made = await in_a_process("make", number, path)
+    opened = await in_a_process("open", number, path)
     return Hibernated(
         sessions=number,
         made_s=made["seconds"],
@@ -133,7 +133,8 @@ async def _hibernated(number: int, home: Path) -> Hibernated:
     )
 
 
-async def _in_a_process(what: str, number: int, path: Path) -> Mapping[str, Any]:
+async def in_a_process(what: str, number: int, path: Path) -> Mapping[str, Any]:
+    """Make so many hibernated sessions in a file, or open them; what each took, and how long."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.density", what, str(number), str(path)),
         stdout=asyncio.subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -103,6 +104,7 @@ async def serving(
     """
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
+            *_ended_with_us(),
             *(sys.executable, "-m", module, *arguments),
             env={**os.environ, **(env or {})},
             stdout=asyncio.subprocess.PIPE,
@@ -121,6 +123,12 @@ async def serving(
                 words = log.read().decode(errors="replace")[-2000:]
                 raise NotReady(f"{module} named no URL within {READY_S:g} s. {words}")
             yield Server(pid=process.pid, url=url)
+
+
+def _ended_with_us() -> Sequence[str]:
+    """Return what has a program ended where this one is killed and cannot do it any more."""
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
 
 
 @asynccontextmanager

@@ -16,9 +16,12 @@ DISTRIBUTIONS = (
     "claude-session-supervisor",
     "claude-agent-sdk",
     "anyio",
+    "fastapi",
+    "granian",
     "hypercorn",
     "pydantic",
     "starlette",
+    "uvicorn",
     "uvloop",
 )
 """Whose versions a report names."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from bench.processes import Server
 from bench.sse_client import SseClient
+from bench.suite.stamps import asked_ns
 from session_supervisor import Session, SessionSpec, Supervisor, events
 
 # The SDK takes a second to import, and one way of several needs it.
@@ -34,6 +35,7 @@ class Timing:
 
     Attributes:
         first_text: Until the first delta.
+        model_asked: Until the model was asked, if the first delta tells that; else None.
         total: Until the result.
         input_tokens: What the model says it was sent: equal requests give equal numbers.
     """
@@ -41,6 +43,7 @@ class Timing:
     first_text: float
     total: float
     input_tokens: int
+    model_asked: float | None = None
 
 
 class Way(Protocol):
@@ -59,13 +62,16 @@ class Stopwatch:
     """Notes when a turn's first text and its end came."""
 
     def __init__(self) -> None:
-        self._began = time.perf_counter()
+        self._began = time.monotonic()
         self._first_text: float | None = None
+        self._asked: float | None = None
 
-    def text(self) -> None:
+    def text(self, content: str = "") -> None:
         """A delta is there."""
         if self._first_text is None:
-            self._first_text = time.perf_counter() - self._began
+            self._first_text = time.monotonic() - self._began
+            asked = asked_ns(content)
+            self._asked = None if asked is None else asked / 1e9 - self._began
 
     def end(self, *, failed: bool, usage: Mapping[str, Any]) -> Timing:
         """Return the times of the turn, which has ended.
@@ -73,11 +79,16 @@ class Stopwatch:
         Raises:
             NoAnswer: It failed, or had no text.
         """
-        total = time.perf_counter() - self._began
+        total = time.monotonic() - self._began
         if failed or self._first_text is None:
             raise NoAnswer("A turn failed, so there is nothing to compare.")
         tokens = usage.get("input_tokens", 0)
-        return Timing(first_text=self._first_text, total=total, input_tokens=int(tokens))
+        return Timing(
+            first_text=self._first_text,
+            total=total,
+            input_tokens=int(tokens),
+            model_asked=self._asked,
+        )
 
 
 # -- a bare client of the SDK ----------------------------------------------------------------
@@ -135,8 +146,9 @@ class _BareSdk:
         await self._client.query(prompt)
         async for message in self._client.receive_response():
             if isinstance(message, StreamEvent):
-                if message.event.get("delta", {}).get("type") == "text_delta":
-                    watch.text()
+                delta = message.event.get("delta", {})
+                if delta.get("type") == "text_delta":
+                    watch.text(str(delta.get("text", "")))
             elif isinstance(message, ResultMessage):
                 return watch.end(failed=message.is_error, usage=message.usage or {})
         raise NoAnswer("The stream of a turn ended without a result.")

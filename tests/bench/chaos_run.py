@@ -16,7 +16,7 @@ from bench.chaos_talk import Talker
 from bench.chaos_world import Vitals
 
 GONE = Answer(status=404, body={"code": "session_not_found"})
-NEW = Vitals(tasks=7, descriptors=20, uss=80 * 2**20, clis=0)
+NEW = Vitals(tasks=7, descriptors=20, uss=80 * 2**20, clis=0, pooled=0)
 
 TURNS: Sequence[Mapping[str, Any]] = (
     {"turn_id": "t1", "prompt": "Remember w1.", "response": "ab", "outcome": "completed"},
@@ -47,6 +47,7 @@ class Books(Api):
         listed: The sessions that there are.
         deaf: Whether DELETE does nothing.
         known: What the model says that it was told.
+        pid: The session's process.
         broken: Paths that are answered with a 500.
     """
 
@@ -75,6 +76,7 @@ class Books(Api):
         self.listed = ["s"]
         self.deaf = False
         self.known = "Remember w1."
+        self.pid = 7
         self.broken: set[str] = set()
 
     @asynccontextmanager
@@ -117,6 +119,8 @@ class Books(Api):
                 return _ok(**next(one for one in self.turns if one["turn_id"] == turn_id))
             case ["messages", ""]:
                 return _ok(messages=self.messages, has_more=False)
+            case ["inspect", ""]:
+                return _ok(pid=self.pid)
             case ["query", ""]:
                 return _ok(response=self.known)
             case _:

@@ -8,7 +8,16 @@ from dataclasses import replace
 
 import pytest
 from bench import chaos_checks
-from bench.chaos_checks import LEFT_MEMORY, MORE_DESCRIPTORS, MORE_MEMORY, MORE_TASKS, ROUND, Checks
+from bench.chaos_checks import (
+    LEFT_MEMORY,
+    MORE_DESCRIPTORS,
+    MORE_MEMORY,
+    MORE_TASKS,
+    PER_CLI_DESCRIPTORS,
+    PER_SESSION_TASKS,
+    ROUND,
+    Checks,
+)
 from bench.chaos_client import Heard
 from bench.chaos_world import Vitals
 
@@ -102,6 +111,10 @@ def forgotten(run: OldRun) -> None:
     run.api.known = "Nothing."
 
 
+def knows_another(run: OldRun) -> None:
+    run.api.known = "Remember w1. Remember w3."
+
+
 def told_by_another(run: OldRun) -> None:
     run.api.turns[1]["prompt"] += " Remember intruder."
     run.api.messages[2]["content"] += " Remember intruder."
@@ -152,6 +165,7 @@ def process_left(run: OldRun) -> None:
         (transcript_changed, "a transcript only grows"),
         (never_ends, "every turn ends"),
         (forgotten, "contexts are whole"),
+        (knows_another, "contexts are apart"),
         (told_by_another, "others see nothing"),
         (gone, "a session stays until it is closed"),
         (still_there, CLOSED),
@@ -165,6 +179,18 @@ def test_a_promise_that_was_broken_is_named(tamper: Callable[[OldRun], None], pr
     run = OldRun()
     tamper(run)
     assert promise in asyncio.run(run.checked())
+
+
+def test_processes_that_stand_ready_are_nobodys() -> None:
+    run = OldRun()
+    run.vitals = replace(NEW, clis=3, pooled=3)
+    assert asyncio.run(run.checked()) == set()
+
+
+def test_processes_beyond_those_that_stand_ready_are_left_behind() -> None:
+    run = OldRun()
+    run.vitals = replace(NEW, clis=4, pooled=3)
+    assert {CLOSED, "no process is left"} <= asyncio.run(run.checked())
 
 
 def test_a_session_whose_start_was_not_answered_may_be_unknown() -> None:
@@ -219,3 +245,19 @@ def test_what_a_session_leaves_is_a_leak(after: Vitals, promise: str) -> None:
     assert run.broken() == set()
     checks.of_what_is_left(after, NEW)
     assert run.broken() == {promise}
+
+
+def test_what_more_processes_take_that_stand_ready_is_no_leak() -> None:
+    run = OldRun()
+    checks = Checks(run.api, run.look, run.record, [run.talker])
+    ready = replace(NEW, clis=2, pooled=2)
+    after = replace(
+        ready,
+        tasks=NEW.tasks + 2 * PER_SESSION_TASKS,
+        descriptors=NEW.descriptors + 2 * PER_CLI_DESCRIPTORS,
+    )
+    checks.of_what_is_left(after, NEW)
+    checks.of_vitals(after, NEW, when="now", sessions=0)
+    assert run.broken() == set()
+    checks.of_what_is_left(replace(after, tasks=after.tasks + ROUND), NEW)
+    assert run.broken() == {"no task leaks"}

@@ -14,7 +14,7 @@ from bench.chaos_client import Answer, Heard, Opened
 from bench.chaos_conversation import Told
 from bench.chaos_record import Reading
 from bench.chaos_retry import Retrying
-from bench.chaos_visits import check_foreign
+from bench.chaos_visits import Visitor, check_foreign, check_oneoff
 
 from tests.bench.chaos_run import GONE, LOG, Books, OldRun
 
@@ -94,6 +94,92 @@ def test_whoever_sees_anything_of_anothers_session_is_found(answer: Answer) -> N
     assert run.broken() == set()
     check_foreign(run.record, "GET /session/s", answer)
     assert run.broken() == {"others see nothing"}
+
+
+@pytest.mark.parametrize(("running", "found"), [((8,), []), ((7, 8), ["closed is gone"])])
+def test_a_process_that_outlives_its_session_is_found(
+    running: tuple[int, ...], found: list[str]
+) -> None:
+    run = OldRun()
+    visitor = Visitor(run.record, (), lambda: running, random.Random(1))
+    asyncio.run(visitor.close(run.conversation))
+    assert run.conversation.closed
+    assert sorted(run.broken()) == found
+
+
+ALONE = "a one-off is by itself"
+
+
+def of_a_oneoff(response: str, outcome: str = "completed") -> Answer:
+    return Answer(status=200, body={"response": response, "outcome": outcome})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        of_a_oneoff("You said: Remember mine."),
+        of_a_oneoff("", "failed"),
+        Answer(status=503, body={"code": "draining"}),
+    ],
+)
+def test_a_oneoff_knows_what_it_was_told(answer: Answer) -> None:
+    run = OldRun()
+    check_oneoff(run.record, "mine", answer)
+    assert run.broken() == set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "promise"),
+    [
+        (of_a_oneoff("You said: Remember mine. Before that: Remember yours."), ALONE),
+        (of_a_oneoff("You said: Remember yours."), ALONE),
+        (of_a_oneoff("Hello."), ALONE),
+        (of_a_oneoff("Remember yours.", "failed"), ALONE),
+        (Answer(status=502, body={"detail": "Failed at: Remember yours."}), ALONE),
+        (GONE, "answers are those of the API"),
+    ],
+)
+def test_a_oneoff_that_knows_of_anything_else_is_found(answer: Answer, promise: str) -> None:
+    run = OldRun()
+    check_oneoff(run.record, "mine", answer)
+    assert run.broken() == {promise}
+
+
+class Recycling(Books):
+    """One process answers all one-offs, and is cleared in between, or not."""
+
+    def __init__(self, *, clears: bool) -> None:
+        super().__init__()
+        self.clears = clears
+        self.told: list[str] = []
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Quote what it was told."""
+        assert (method, path) == ("POST", "/query")
+        assert body is not None
+        if self.clears:
+            self.told.clear()
+        self.told.append(str(body["prompt"]))
+        return of_a_oneoff(" ".join(self.told))
+
+
+@pytest.mark.parametrize(("clears", "found"), [(True, []), (False, [ALONE])])
+def test_a_process_that_keeps_something_of_a_oneoff_is_found(
+    clears: bool, found: list[str]
+) -> None:
+    run = OldRun()
+    run.conversation.api = Recycling(clears=clears)
+    visitor = Visitor(run.record, (), tuple, random.Random(1))
+    asyncio.run(visitor.ask_oneoffs(run.conversation))
+    assert run.record.oneoffs >= 2
+    assert sorted(run.broken()) == found
 
 
 @pytest.mark.parametrize(

@@ -14,25 +14,37 @@ from bench.chaos_keep import Keeper
 from tests.bench.chaos_run import OldRun
 
 ID = "12345678-1234-4234-8234-123456789abc"
-PROJECT = Path("owners", "ann", "claude", "projects", f"-workspaces-{ID}")
+PROJECTS = Path("owners", "ann", "claude", "projects")
+
+
+@pytest.fixture(params=[ID, "process-12345678"])
+def place(request: pytest.FixtureRequest) -> str:
+    """The directory that the session works in: its own, or that of its first process."""
+    return str(request.param)
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
+def project(place: str) -> Path:
+    """Where Claude Code keeps its transcripts."""
+    return PROJECTS / f"-workspaces-{place}"
+
+
+@pytest.fixture
+def state(tmp_path: Path, place: str, project: Path) -> Path:
     """A state directory with two sessions."""
     state = tmp_path / "state"
     with closing(sqlite3.connect(tmp_path / "sessions.db")) as database:
         for table in ("sessions", "turns"):
             database.execute(f"CREATE TABLE {table} (session_id TEXT, record BLOB)")
-            rows = [(ID, b'{"n": 1}'), ("other", b'{"n": 2}')]
+            rows = [(ID, json.dumps({"cwd": f"/workspaces/{place}"}).encode()), ("other", b"{}")]
             database.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
         database.execute("CREATE TABLE transcripts (project_key TEXT, session_id TEXT, entry BLOB)")
-        copied = [(PROJECT.name, "c", b'{"uuid": "a"}'), ("-workspaces-x", "d", b"{}")]
+        copied = [(project.name, "c", b'{"uuid": "a"}'), ("-workspaces-x", "d", b"{}")]
         database.executemany("INSERT INTO transcripts VALUES (?, ?, ?)", copied)
         database.commit()
-    for project in (PROJECT, PROJECT.with_name("-workspaces-x")):
-        (state / project).mkdir(parents=True)
-        (state / project / "c.jsonl").write_text(f'{{"project": "{project.name}"}}\n')
+    for one in (project, PROJECTS / "-workspaces-x"):
+        (state / one).mkdir(parents=True)
+        (state / one / "c.jsonl").write_text(f'{{"project": "{one.name}"}}\n')
     (tmp_path / "server.log").write_text(f'{{"session_id": "{ID}"}}\n{{"session_id": "other"}}\n')
     return state
 
@@ -51,7 +63,9 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_all_that_there_is_of_the_session_is_kept(tmp_path: Path, keeper: Keeper) -> None:
+def test_all_that_there_is_of_the_session_is_kept(
+    tmp_path: Path, keeper: Keeper, place: str, project: Path
+) -> None:
     run = OldRun()
     run.conversation.session_id = ID
     run.record.inject("disk: full")
@@ -67,9 +81,10 @@ def test_all_that_there_is_of_the_session_is_kept(tmp_path: Path, keeper: Keeper
         ("Claude Code: kill -9", "it"),
     ]
     for table in ("sessions", "turns"):
-        assert read(kept / f"{table}.json") == [{"session_id": ID, "record": {"n": 1}}]
+        record = {"cwd": f"/workspaces/{place}"}
+        assert read(kept / f"{table}.json") == [{"session_id": ID, "record": record}]
     assert [one["entry"] for one in read(kept / "transcripts.json")] == [{"uuid": "a"}]
-    assert read(kept / "c.jsonl") == {"project": PROJECT.name}
+    assert read(kept / "c.jsonl") == {"project": project.name}
     assert (kept / "server.log").read_text() == f'{{"session_id": "{ID}"}}\n'
 
 

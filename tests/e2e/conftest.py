@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.server import OFFLINE, Server, running_server
+from tests.e2e.server import SHARED, Server, running_server
 from tests.e2e.sse import Client
 
 collect_ignore = [] if sys.platform == "linux" else ["test_process_failures.py"]
@@ -17,7 +17,7 @@ collect_ignore = [] if sys.platform == "linux" else ["test_process_failures.py"]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""
     with running_server(
-        tmp_path_factory.mktemp("server"), *OFFLINE, env={"CLAUDE_CODE_MAX_RETRIES": "1"}
+        tmp_path_factory.mktemp("server"), *SHARED, env={"CLAUDE_CODE_MAX_RETRIES": "1"}
     ) as server:
         yield server
 

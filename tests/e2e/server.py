@@ -18,6 +18,10 @@ from tests.e2e.sse import Client
 ROOT = Path(__file__).parents[2]
 OFFLINE = ("--offline", "--port=0")
 
+SHARED = (*OFFLINE, "--no-pool")
+"""For a server that several tests have: what one test leaves in the pool would be the next one's,
+and no process may outlive the test that it was started in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:

@@ -25,8 +25,8 @@ def found(folder: Path, texts: list[bytes]) -> Iterator[tuple[Path, bytes]]:
         yield from ((path, text) for text in texts if text in content or text in name)
 
 
-def write(path: Path) -> str:
-    call = {"file_path": str(path), "content": WROTE}
+def write() -> str:
+    call = {"file_path": "note.txt", "content": WROTE}
     return f"[[tool Write {json.dumps(call)}]] [[say {SAID}]]"
 
 
@@ -38,16 +38,18 @@ def talk(client: Client, folder: Path) -> str:
         allowed_tools=["Write", "Edit", "Agent", "Bash"],
         permission_mode="acceptEdits",
     )
-    session_id = started["session_id"]
-    path = f"/session/{session_id}"
-    workspace = folder / "state/offline/workspaces" / session_id
-    assert SAID in client.ask(path, write(workspace / "note.txt"))
-    assert WROTE in (workspace / "note.txt").read_text()
+    path = f"/session/{started['session_id']}"
+    workspaces = folder / "state/offline/workspaces"
+    before = set(workspaces.glob("*/note.txt"))
+    assert SAID in client.ask(path, write())
+    # It is not always called by the session's id: a process that stood ready brings its own.
+    (note,) = set(workspaces.glob("*/note.txt")) - before
+    assert WROTE in note.read_text()
     call = {"description": "d", "prompt": f"Say {SAID}.", "subagent_type": "general-purpose"}
     client.ask(path, f"[[tool Agent {json.dumps(call)}]] [[say {SAID}]]")
     call = {"command": f"echo {SAID}", "description": SAID}
     client.ask(path, f"[[tool Bash {json.dumps(call)}]] [[say {SAID}]]")
-    (project,) = (folder / "state/offline/claude/projects").glob(f"*{session_id}")
+    (project,) = (folder / "state/offline/claude/projects").glob(f"*{note.parent.name}")
     memory = project / "memory"
     memory.mkdir(exist_ok=True)
     (memory / "about.md").write_text(REMEMBERED)

@@ -125,7 +125,8 @@ def processes_with(tag: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def offline_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    with serving(tmp_path_factory.mktemp("offline"), "--offline") as url:
+    # What stands ready in a pool would outlive the test that it was started in.
+    with serving(tmp_path_factory.mktemp("offline"), "--offline", "--no-pool") as url:
         yield url
 
 

@@ -284,7 +284,10 @@ def test_a_process_that_prints_garbage_is_replaced_and_one_that_prints_diagnosti
 
 
 def test_a_killed_server_takes_every_process_along(tmp_path: Path) -> None:
-    """Idle, writing and with a running tool; the upstream lives on, so nobody else ends them."""
+    """Idle, writing, with a running tool, and those that stand ready or come up.
+
+    The upstream lives on, so nobody else ends them.
+    """
     with (
         offline_model() as env,
         running_server(tmp_path / "server", "--port=0", env=env) as server,
@@ -299,7 +302,7 @@ def test_a_killed_server_takes_every_process_along(tmp_path: Path) -> None:
             first_text(writing)
             next(event for event in running if event.type == "tool_use")
             eventually(children, "the tool runs", within_s=5.0)
-            assert len(server.clis()) == 3
+            assert len(server.clis()) >= 3
             server.process.kill()
             server.process.wait()
             eventually(lambda: not server.marked(), "all of them are gone", within_s=8.0)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.server import OFFLINE, Server, eventually, pids, read_proc, running_server
+from tests.e2e.server import OFFLINE, SHARED, Server, eventually, pids, read_proc, running_server
 from tests.e2e.sse import Client
 
 pytestmark = [
@@ -63,7 +63,7 @@ WAYS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("server"), *OFFLINE) as server:
+    with running_server(tmp_path_factory.mktemp("server"), *SHARED) as server:
         yield server
 
 

@@ -28,7 +28,7 @@ import pytest
 import trustme
 
 from tests.conftest import MARKER
-from tests.e2e.server import OFFLINE, ROOT, Server, eventually, running_server
+from tests.e2e.server import OFFLINE, ROOT, SHARED, Server, eventually, running_server
 from tests.e2e.sse import Parser
 
 NAME = "agents.example"
@@ -190,7 +190,7 @@ def running_proxy(name: str, upstream: str, folder: Path) -> Generator[Proxied]:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("upstream"), *OFFLINE, TRUSTED) as server:
+    with running_server(tmp_path_factory.mktemp("upstream"), *SHARED, TRUSTED) as server:
         yield server
 
 

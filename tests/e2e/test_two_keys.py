@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from session_supervisor.spec import PermissionMode
-from tests.e2e.server import OFFLINE, ROOT, Server, running_server
+from tests.e2e.server import ROOT, SHARED, Server, running_server
 from tests.e2e.sse import Client
 from tests.e2e.test_two_owners import (
     BOOK,
@@ -84,7 +84,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     (folder / "private").mkdir(mode=0o700)
     with running_server(
         folder / "server",
-        *OFFLINE,
+        *SHARED,
         f"--keys={keys}",
         f"--workspace={folder / 'private'}",
         f"--cwd-root={folder / 'yard'}/{{owner}}",

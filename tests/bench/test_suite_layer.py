@@ -1,0 +1,70 @@
+"""The layer's benchmark: words are due whatever happens, and every way says all of them."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from bench.processes import clean_surroundings
+from bench.suite import layer
+from bench.suite.display import Display
+from bench.suite.layer_server import Speech
+from bench.suite.stamps import is_whole, words
+from rich.console import Console
+
+from session_supervisor.agents.port import TextBlock, TextDelta
+from session_supervisor.agents.scripted import Conversation, Pause
+from session_supervisor.spec import Prompt
+
+NOTHING: tuple[Prompt, Conversation] = (None, None)  # type: ignore[assignment] # pyright: ignore[reportAssignmentType] # it reads neither
+
+
+def test_a_speaker_that_is_behind_neither_waits_nor_hides_it() -> None:
+    speech = Speech(20, 0.005, plain=False)
+    steps = iter(speech.script(*NOTHING))
+    assert isinstance(next(steps), Pause)
+    time.sleep(0.06)  # the layer did not come back for so long
+    behind: list[str] = []
+    for step in steps:
+        if isinstance(step, Pause):
+            break
+        assert isinstance(step, TextDelta)
+        behind.append(step.text)
+    assert len(behind) >= 10
+    said = [one.said_ns for one in words("".join(behind)) if one.said_ns is not None]
+    assert time.monotonic_ns() - said[0] > 0.05e9
+    gaps = [later - earlier for earlier, later in pairwise(said)]
+    assert set(gaps) == {5_000_000}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("plain", [True, False])
+async def test_all_three_say_the_same(plain: bool) -> None:
+    speech = Speech(3, 0.0, plain=plain)
+    as_agent = [step for step in speech.script(*NOTHING) if isinstance(step, TextBlock)]
+    as_values = [value async for value in speech.values()]
+    as_frames = b"".join([frame async for frame in speech.frames()]).decode()
+    assert is_whole(as_agent[0].text, 3)
+    assert is_whole("".join(value.get("content", "") for value in as_values), 3)
+    assert [one.number for one in words(as_frames)] == [0, 1, 2]
+    assert (as_values[-1], as_frames.endswith('{"type":"done"}\n\n')) == ({"type": "done"}, True)
+    tells = [one.said_ns is not None for one in words(as_agent[0].text)]
+    assert tells == [not plain] * 3
+
+
+@pytest.mark.anyio
+async def test_every_way_is_measured_and_every_stream_whole() -> None:
+    load = layer.Load(streams=8, offered=400.0, plain=False)
+    with clean_surroundings():
+        cells = await layer.measure(
+            layer.WAYS, [load], Display(Console(quiet=True)), rounds=1, window_s=0.4
+        )
+    assert [cell.server for cell in cells] == [way.name for way in layer.WAYS]
+    for cell in cells:
+        assert cell.errors == {}
+        assert (cell.whole, cell.expected) == (8, 8)
+        assert cell.delivered == pytest.approx(400, rel=0.4)
+        assert cell.lag is not None
+        assert min(cell.cpu_us) > 0
+        assert 0 < cell.client_cpu_us < 2_000
