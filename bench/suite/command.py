@@ -62,7 +62,9 @@ def _run(given: Sequence[str]) -> int:
     measured = Measured()
     limit_s = LIMIT_S + (choice.minutes * 60 if SOAK in choice.names else 0)
     status = 0
-    # What ends a run is to end what it started too, and to leave what it measured.
+    # What ends a run is to end what it started too, and to leave what it measured; also where a
+    # shell began it in the background, and had it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     try:
         with clean_surroundings() as home:

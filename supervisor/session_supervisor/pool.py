@@ -157,8 +157,7 @@ class Pool:
     def close(self) -> None:
         """Stop all that nobody has taken, and take nothing back any more."""
         stock = self._stock
-        stock.closed = True
-        stock.bell.ring()
+        stock.close()
         for spare in tuple(stock.ready.values()):
             stock.leave(spare, "closed")
         for coming in tuple(stock.coming.values()):

@@ -10,12 +10,14 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from session_supervisor.agents.port import Agent, Fingerprint, Forgets, Pools
 from session_supervisor.demand import Changes, Demand, shares
 from session_supervisor.errors import AgentError
+from session_supervisor.latch import Latch
 from session_supervisor.seats import Coming, Seat
 from session_supervisor.spares import (
     Counts,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from session_supervisor.workspaces import ReusableWorkspaces
 
 logger = logging.getLogger(__name__)
+
+AGAIN_S = 10.0
+"""Seconds after which erasing is tried again."""
 
 FRESH_S = 1.0
 """Seconds after a sign of life for which a process is believed to live."""
@@ -82,7 +87,7 @@ class Stock:
         """How many of each kind are to come back."""
         self.counts = Counts()
         self.bell = Wakeup()
-        self.closed = False
+        self._over = Latch()
         self._tasks: set[asyncio.Future[Any]] = set()
 
     # -- starting ------------------------------------------------------------------------
@@ -319,26 +324,59 @@ class Stock:
     async def erase(self, spare: Spare, conversations: Collection[str | None]) -> None:
         """Remove what a process has left that has ended, and that is no session's.
 
+        What cannot be removed now is tried again from time to time, until the pool is closed.
+
         Args:
             spare: The process.
             conversations: What it has talked of in its directory.
         """
-        await self.remove(spare.directory)
-        for conversation in conversations:
-            if conversation is None or not isinstance(self.agent, Forgets):
-                continue
+        left = await self._erased(spare, {one for one in conversations if one is not None})
+        if left is not None:
+            _ = self.begin(self._erase_later(spare, left))
+
+    async def _erase_later(self, spare: Spare, left: Collection[str] | None) -> None:
+        while left is not None and not self.closed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S):
+                    await self._over.wait()
+            left = await self._erased(spare, left)
+
+    async def _erased(self, spare: Spare, conversations: Collection[str]) -> Collection[str] | None:
+        """Erase what can be; return the conversations that are left, None if nothing at all is."""
+        gone = await self.remove(spare.directory)
+        left = {one for one in conversations if not await self._forgotten(spare, one)}
+        return None if gone and not left else left
+
+    async def _forgotten(self, spare: Spare, conversation: str) -> bool:
+        if isinstance(self.agent, Forgets):
             try:
                 await self.agent.forget(spare.fingerprint, conversation)
             except AgentError:
-                logger.exception("what a process left that nobody used could not be erased")
+                logger.debug("it is in the log, and tried again", exc_info=True)
+                return False
+        return True
 
-    async def remove(self, directory: Path | None) -> None:
-        """Remove a directory that is no session's, if it can be."""
+    async def remove(self, directory: Path | None) -> bool:
+        """Remove a directory that is no session's; return whether it could be."""
         if directory is not None:
             try:
                 await self.workspaces.release(directory)
             except OSError:
                 logger.debug("it is in the log, and swept at the next start", exc_info=True)
+                return False
+        return True
+
+    # -- the end -------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody may be given a process any more."""
+        return self._over.is_set()
+
+    def close(self) -> None:
+        """Give nobody a process any more."""
+        self._over.set()
+        self.bell.ring()
 
     # -- what goes on by itself ----------------------------------------------------------
 

@@ -155,8 +155,8 @@ class PrivateDirectories:
         """See `Workspaces.release`."""
         try:
             await anyio.to_thread.run_sync(_remove, directory)
-        except OSError:
-            logger.exception("the directory %s could not be removed", directory)
+        except OSError as error:
+            logger.error("the directory %s could not be removed: %s", directory, error)
             raise
 
     def sign(self, directory: Path) -> Hashable:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,22 +46,37 @@ def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": roots, "HOME": str(home), "LANG": "C.UTF-8"}
 
 
+@contextmanager
+def _as_a_shell_begins(*, in_background: bool) -> Generator[None]:
+    """Have programs that are started meanwhile ignore Ctrl-C, or not, whatever we do."""
+    handler = signal.SIG_IGN if in_background else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ignored", [False, True], ids=["in front", "in the background"])
 def test_a_run_that_is_stopped_ends_what_it_started_and_keeps_what_it_measured(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, *, ignored: bool
 ) -> None:
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "bench", "oneoff"),
-            *("--seconds", "1", "--warmup", "0", "--ramp", "0", "--no-bare", "--no-baseline"),
-            *("--users", "1", "2", "--rounds", "1", "--out", str(tmp_path / "run.1")),
-        ],
-        cwd=tmp_path,
-        env=_environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as bench:
+    with (
+        _as_a_shell_begins(in_background=ignored),
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "bench", "oneoff"),
+                *("--seconds", "1", "--warmup", "0", "--ramp", "0", "--no-bare", "--no-baseline"),
+                *("--users", "1", "2", "--rounds", "1", "--out", str(tmp_path / "run.1")),
+            ],
+            cwd=tmp_path,
+            env=_environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as bench,
+    ):
         assert bench.stdout is not None
         said: list[str] = []
         try:

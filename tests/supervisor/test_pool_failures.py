@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from session_supervisor import Outcome, SessionSpec
-from session_supervisor.agents.port import Member, Tree
+from session_supervisor.agents.port import Fingerprint, Member, Tree
 from session_supervisor.agents.scripted import Start
 from session_supervisor.agents.scripted.process import ScriptedProcess
-from session_supervisor.errors import CannotRenew
+from session_supervisor.errors import AgentError, CannotRenew
 from session_supervisor.seats import COME_UP_S, RETURN_S
+from session_supervisor.stock import AGAIN_S
 from tests.supervisor.test_pool import START_S, agent_of, ask, pool_of, pooling
 from tests.support.virtual_time import virtual
 
@@ -308,3 +309,53 @@ async def test_each_mode_and_model_is_told_and_nothing_else_is_shared() -> None:
             turn = await supervisor.query("{}", SessionSpec(**given))
             _ = await turn.wait()
             assert agent.spawned > before, given
+
+
+async def doubtful(_: ScriptedProcess) -> None:
+    """Have a process stopped that its one-off has left already."""
+    raise CannotRenew("not reset")
+
+
+@virtual()
+async def test_what_cannot_be_erased_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = agent_of()
+    forget, refused = agent.forget, 0
+
+    async def refusing(fingerprint: Fingerprint, conversation: str) -> None:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise AgentError("The disk does not do as it is told.")
+        await forget(fingerprint, conversation)
+        erased.append(conversation)
+
+    erased: list[str] = []
+    monkeypatch.setattr(agent, "forget", refusing)
+    monkeypatch.setattr(ScriptedProcess, "renew", doubtful)
+    async with pooling(agent) as supervisor:
+        await ask(supervisor)
+        await asyncio.sleep(1.5 * AGAIN_S)
+        assert (refused, erased) == (2, [])
+        await asyncio.sleep(AGAIN_S)
+        assert len(erased) == 1
+
+
+@virtual()
+async def test_who_is_closed_tries_to_erase_once_more_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = agent_of()
+    tried: list[str] = []
+
+    async def refusing(_: Fingerprint, conversation: str) -> None:
+        tried.append(conversation)
+        raise AgentError("The disk does not do as it is told.")
+
+    monkeypatch.setattr(agent, "forget", refusing)
+    monkeypatch.setattr(ScriptedProcess, "renew", doubtful)
+    async with pooling(agent) as supervisor:
+        await ask(supervisor)
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began < AGAIN_S
+    assert len(tried) == 2

@@ -516,7 +516,12 @@ class ClaudeAgent:
                 with contextlib.suppress(NotImplementedError):  # one that only ever grows
                     await self._transcripts.delete(conversation.key)
         except Exception as error:
-            _log.exception("The conversation %s cannot be erased", agent_session_id)
+            _log.error(
+                "The conversation %s cannot be erased: %s",
+                agent_session_id,
+                error,
+                exc_info=not isinstance(error, OSError),  # what the system refuses says it all
+            )
             raise AgentError(
                 "Something of the conversation cannot be erased. Try again later; the server's "
                 "operator finds the reason in the log."
