@@ -23,6 +23,9 @@ from session_http.cli import main
 from session_http.sources import load
 
 ROOT = Path(__file__).parents[2]
+END_S = 20.0
+"""Seconds that a server has to end its sessions' processes."""
+
 NO_CREDENTIAL = {"CLAUDE_CONFIG_DIR": "nowhere"}
 
 
@@ -54,8 +57,13 @@ def running(
     try:
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        # Not killed: a Claude Code process that is just starting would take its time to notice.
+        process.terminate()
+        try:
+            process.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def listens(process: subprocess.Popen[str]) -> tuple[str, str]:
