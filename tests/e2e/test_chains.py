@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from session_http.offline import OfflineModel
 from session_supervisor.stores.sqlite import SqliteStore
 from tests.e2e.test_claude_agent import World, talking
 from tests.e2e.test_transcripts import conversation_of, files, lines
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with OfflineModel() as model:
-        yield World(model, tmp_path)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "sessions.db")
-    yield store
-    await store.aclose()
 
 
 def prompt(said: list[Any], word: str) -> int:

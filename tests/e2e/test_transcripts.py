@@ -7,14 +7,13 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from session_http.offline import OfflineModel
 from session_supervisor.agents.port import Initialized
 from session_supervisor.errors import AgentStartFailed, ResumeNotFound, StoreError
 from session_supervisor.stores.sqlite import SqliteStore
@@ -24,19 +23,6 @@ from tests.e2e.test_claude_agent import Talk, World, bash, talking
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 SUBAGENT = '[[tool Agent {"description":"d","prompt":"Say pistachio.","subagent_type":"%s"}]]'
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with OfflineModel() as model:
-        yield World(model, tmp_path)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "sessions.db")
-    yield store
-    await store.aclose()
 
 
 def conversation_of(talk: Talk) -> str:

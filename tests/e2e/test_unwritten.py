@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from session_http.offline import OfflineModel
 from session_supervisor.agents.claude import process as process_module
 from session_supervisor.agents.port import TextDelta
 from session_supervisor.errors import StoreError
@@ -26,19 +25,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 PROJECTS = Path("config", "projects")
 WORDS = ["marzipan", "nougat", "fudge", "praline"]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with OfflineModel() as model:
-        yield World(model, tmp_path)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "sessions.db")
-    yield store
-    await store.aclose()
 
 
 @contextmanager
