@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 # Makes the terminal the one that Ctrl-C is typed at, and becomes the program.
 _BECOME = (
@@ -48,8 +49,21 @@ class Terminal:
         self.press(f"{line}\r")
 
     def press(self, keys: str) -> None:
-        """Type characters, and no more."""
+        """Type characters, and no more, when the program does nothing but wait, as a person would.
+
+        Between the writing of a prompt and the waiting for a key, `input()` with readline notices
+        no signal until there is a key.
+        """
+        self._rest()
         os.write(self._fd, keys.encode())
+
+    def _rest(self) -> None:
+        """Wait until the program's main thread sleeps, for a second at most: it may never."""
+        pid, asleep, deadline = self.process.pid, 0, time.monotonic() + 1.0
+        while asleep < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(") ")[2][:1]
+            asleep = asleep + 1 if state == "S" else 0
 
     def until(self, pattern: str, *, within_s: float = 20.0) -> str:
         """Wait for something to be written; return all since the last that was waited for."""

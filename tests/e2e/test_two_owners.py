@@ -128,8 +128,9 @@ def estate_in(folder: Path, *, sandboxed: bool) -> Iterator[Estate]:
             an_estate(portal, folder, env, sandboxed=sandboxed)
         ) as estate,
     ):
-        with estate.owner("ada") as client:
-            client.get("/health")  # so that it has opened by now whatever it opens for good
+        # So that it has opened by now whatever it opens for good: its workspace, for one.
+        with estate.owner("ada") as client, client.session():
+            client.get("/health")
         yield estate
 
 
