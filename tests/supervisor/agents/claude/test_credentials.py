@@ -65,7 +65,7 @@ async def test_a_cli_that_hangs_or_is_missing_finds_nothing_and_takes_no_longer(
     hanging = script(tmp_path, "exec sleep 60")
     assert not (await find_credential({}, cli_path=hanging, timeout_s=0.2)).found
     assert not (await find_credential({}, cli_path="/does/not/exist")).found
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 async def test_what_must_be_done_first_is_said_alone() -> None:

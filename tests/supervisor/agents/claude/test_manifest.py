@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -67,7 +66,7 @@ async def test_what_is_listed_gets_time_to_leave(
     listed = Manifest(tmp_path / "processes")
     await listed.enter("a", scratch="", pid=process.pid)
     assert await Manifest(tmp_path / "processes").recover() >= 2
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     assert (tmp_path / "left").exists()
     assert not os.listdir(tmp_path / "processes")
 
@@ -80,7 +79,7 @@ async def test_what_does_not_leave_is_killed(
     listed = Manifest(tmp_path)
     await listed.enter("a", scratch="", pid=process.pid)
     assert await listed.recover() >= 1
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(30) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("fields", [{"started": 1}, {"boot": "another"}, {"pid": 0}])
@@ -106,7 +105,7 @@ async def test_a_damaged_list_still_has_the_markers(
     listed = Manifest(tmp_path)
     await listed.enter(marker, scratch="")
     (tmp_path / f"{marker}.json").write_text(content)
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     assert await listed.recover() == 1
     assert not proc.family(proc.everybody(), markers=[marker])
 
@@ -158,19 +157,24 @@ async def test_what_could_not_be_listed_is_ended_too_and_only_that(
     nobodys = start("echo; exec sleep 60", **{MARKER: str(uuid.uuid4())})
     os.kill(mine.pid, signal.SIGSTOP)  # it does not heed the SIGTERM that it got when we died
     assert await Manifest(tmp_path / "processes").recover() == 1
-    assert mine.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert mine.wait(30) in (-signal.SIGTERM, -signal.SIGKILL)
     assert proc.look(theirs.pid) is not None
     assert proc.look(nobodys.pid) is not None
 
 
-async def test_a_recovery_does_not_hold_the_loop_up(start: Start, tmp_path: Path) -> None:
-    process = start("trap 'sleep 0.5; exit' TERM; echo; sleep 60 & wait")
-    listed = Manifest(tmp_path)
+async def test_a_recovery_does_not_hold_the_loop_up(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_GENTLE_S", 60.0)  # however busy the machine is
+    asked, may_leave, left = (tmp_path / name for name in ("asked", "may_leave", "left"))
+    leave = f"touch {asked}; until [ -e {may_leave} ]; do sleep 0.05; done; touch {left}; exit"
+    process = start(f"trap '{leave}' TERM; echo; sleep 60 & wait")
+    listed = Manifest(tmp_path / "processes")
     await listed.enter("a", scratch="", pid=process.pid)
     recovering = asyncio.create_task(listed.recover())
-    longest, last = 0.0, time.monotonic()
-    while not recovering.done():
+    # Nobody lets it leave but this loop: one that is held up would see it killed.
+    while not asked.exists():  # noqa: ASYNC110  # nothing tells of it
         await asyncio.sleep(0.01)
-        now = time.monotonic()
-        longest, last = max(longest, now - last), now
-    assert longest < 0.3
+    may_leave.touch()
+    assert await recovering >= 1
+    assert left.exists()

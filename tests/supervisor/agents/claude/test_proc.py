@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -28,12 +29,16 @@ pytestmark = [
 ]
 
 
+MINE = str(uuid.uuid4())
+"""A marker that no other process of the machine has, also where this file runs twice."""
+
+
 @pytest.fixture
 def parent() -> Iterator[subprocess.Popen[bytes]]:
-    """A shell that carries the marker "m", and has one child, which carries none."""
+    """A shell that carries our marker, and has one child, which carries none."""
     with subprocess.Popen(
         ["/bin/sh", "-c", "env -u $NAME sleep 60 & echo; wait"],
-        env={**os.environ, MARKER: "m", "NAME": MARKER},
+        env={**os.environ, MARKER: MINE, "NAME": MARKER},
         stdout=subprocess.PIPE,
         start_new_session=True,
     ) as process:
@@ -53,7 +58,7 @@ def test_a_process_is_known_by_its_parent_its_start_and_its_marker(
     one = proc.look(parent.pid)
     assert one is not None
     assert one.parent == os.getpid()
-    assert one.marker == "m"
+    assert one.marker == MINE
     us = proc.look(os.getpid())
     assert us is not None
     assert us.started <= one.started
@@ -74,15 +79,15 @@ def test_a_tag_passes_to_all_that_is_started_from_then_on_and_nothing_else_does(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            assert proc.tag(process.pid, "tagged")
+            assert proc.tag(process.pid, MINE)
             process.stdin.write(b"\n")
             process.stdin.flush()
             orphan = int(process.stdout.readline())
             everybody = proc.everybody()
             assert everybody[orphan].parent != process.pid
             assert everybody[orphan].marker == ""
-            assert {*proc.family(everybody, markers=["tagged"])} == {process.pid, orphan}
-            assert proc.family(everybody, markers=["n"]) == []
+            assert {*proc.family(everybody, markers=[MINE])} == {process.pid, orphan}
+            assert proc.family(everybody, markers=[str(uuid.uuid4())]) == []
             assert proc.family(everybody) == []
         finally:
             os.killpg(process.pid, 9)
@@ -129,13 +134,13 @@ def test_a_family_has_descendants_without_the_marker() -> None:
 async def test_a_census_counts_processes_and_their_memory(
     parent: subprocess.Popen[bytes],
 ) -> None:
-    tree = await Census().tree("m", parent.pid)
+    tree = await Census().tree(MINE, parent.pid)
     assert tree.pids[0] == parent.pid
     assert len(tree.pids) == 2
     assert tree.pss_bytes == pytest.approx(sum(map(proc.memory, tree.pids)), rel=0.5)
     assert tree.pss_bytes > 0
-    assert (await Census().tree("m", None)).pids == tree.pids
-    assert await Census().tree("n", None) == Tree()
+    assert (await Census().tree(MINE, None)).pids == tree.pids
+    assert await Census().tree(str(uuid.uuid4()), None) == Tree()
     first, second = tree.members
     assert (first.name, second.name) == ("sh", "sleep")
     assert (first.parent, second.parent) == (os.getpid(), parent.pid)
@@ -146,10 +151,10 @@ async def test_what_is_left_is_looked_for_anew_each_time(parent: subprocess.Pope
     one = Census()
     with patch.object(proc, "everybody", wraps=proc.everybody) as looks:
         first, second = await asyncio.gather(
-            *(one.leftovers("m", parent.pid) for _ in range(2)),
+            *(one.leftovers(MINE, parent.pid) for _ in range(2)),
         )
     assert looks.call_count == 2, "one may have begun before what is looked for was there"
-    assert first.pids == second.pids == (await one.tree("m", parent.pid)).pids
+    assert first.pids == second.pids == (await one.tree(MINE, parent.pid)).pids
     assert all(0 < member.pss_bytes < 10_000_000 for member in first.members)
 
 
@@ -181,10 +186,10 @@ async def test_a_look_that_takes_too_long_is_given_up(
 async def test_who_asks_together_shares_one_look(parent: subprocess.Popen[bytes]) -> None:
     shared = Census()
     with patch.object(proc, "everybody", wraps=proc.everybody) as looks:
-        trees = await asyncio.gather(*(shared.tree("m", parent.pid) for _ in range(10)))
+        trees = await asyncio.gather(*(shared.tree(MINE, parent.pid) for _ in range(10)))
         assert looks.call_count == 1
         assert {tree.pids[0] for tree in trees} == {parent.pid}
-        await shared.tree("m", parent.pid)
+        await shared.tree(MINE, parent.pid)
         assert looks.call_count == 2
 
 

@@ -23,6 +23,8 @@ from session_supervisor.spec import JsonObject
 pytestmark = pytest.mark.anyio
 
 LIMIT = 2**20
+PATIENCE_S = 30.0
+"""What a busy machine may take, and less than what sleeps here for a minute."""
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def running(script: str, *, stderr_lines: int = 100) -> AsyncGenerator[Pro
 
 
 async def frames(program: Program, limit: int = LIMIT) -> list[JsonObject]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         return [frame async for frame in program.frames(limit=limit)]
 
 
@@ -47,7 +49,7 @@ async def test_every_line_is_a_frame_and_what_is_no_object_is_skipped() -> None:
         """echo '{"a": 1}'; echo '[Debug] hm'; echo; printf ' {"b": 2}\\r\\n'"""
     ) as it:
         assert await frames(it) == [{"a": 1}, {"b": 2}]
-        assert await it.wait(5)
+        assert await it.wait(PATIENCE_S)
         assert it.returncode == 0
 
 
@@ -83,11 +85,11 @@ async def test_garbage_is_told(script: str) -> None:
 async def test_what_is_written_is_read() -> None:
     async with running("exec cat") as it:
         text = json.dumps({"a": "x" * 500_000}).encode() + b"\n"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             _, read = await asyncio.gather(it.write(text * 3), first_of(it, 3))
         assert len(read) == 3
         it.close_input()
-        assert await it.wait(5)
+        assert await it.wait(PATIENCE_S)
 
 
 async def first_of(program: Program, count: int) -> list[JsonObject]:
@@ -142,12 +144,12 @@ async def test_a_listener_that_fails_takes_nothing_down() -> None:
 
 
 async def test_an_end_is_noticed_also_while_a_grandchild_holds_the_pipes() -> None:
-    async with running("sleep 5 & echo '{\"child\": '$!'}'; exit 3") as it:
+    async with running("sleep 60 & echo '{\"child\": '$!'}'; exit 3") as it:
         began = time.monotonic()
         (frame,) = await frames(it)
-        assert await it.wait(1)
+        assert await it.wait(PATIENCE_S)
         assert it.returncode == 3
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < PATIENCE_S
         child = frame["child"]
         assert isinstance(child, int)
         os.kill(child, signal.SIGKILL)
@@ -157,7 +159,7 @@ async def test_signals_reach_it_and_are_harmless_when_it_has_ended() -> None:
     async with running("exec sleep 60") as it:
         assert not await it.wait(0.05)
         it.signal(signal.SIGTERM)
-        assert await it.wait(5)
+        assert await it.wait(PATIENCE_S)
         assert it.returncode == -signal.SIGTERM
         it.signal(signal.SIGKILL)
 
@@ -253,7 +255,7 @@ def test_it_dies_with_us_however_we_die(tmp_path: Path) -> None:
     parent = subprocess.run([sys.executable, "-c", code], env=env, check=False)
     assert parent.returncode == -signal.SIGKILL
     pid = int(pid_file.read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while is_alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
