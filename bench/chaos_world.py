@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from bench.chaos_client import Api, Broken, Silent
 from bench.chaos_keep import Keeper
 from bench.chaos_record import Record
+from bench.ports import unused_port
 from bench.processes import MARKER, Memory, NotReady
 from session_http import keyfile
 from session_http.statedir import StateDir
@@ -87,7 +87,7 @@ class World:
         upstream: Mapping[str, str],
         owners: Sequence[str],
     ) -> None:
-        self.port = _free_port()
+        self.port = unused_port()
         self.database = StateDir(state).database
         self.log = home / "server.log"
         self._state = state
@@ -246,10 +246,3 @@ class World:
     def log_lines(self) -> list[str]:
         """Return what the servers logged."""
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

@@ -164,10 +164,11 @@ async def test_an_answer_that_does_not_come_is_not_waited_for() -> None:
 
 
 async def test_a_server_that_is_not_there_is_said_to_be_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.raises(Failed, match="no connection"):
-        await Client(f"http://127.0.0.1:{port}").ask("GET", "/")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # so that nobody else can come to listen there
+        port = taken.getsockname()[1]
+        with pytest.raises(Failed, match="no connection"):
+            await Client(f"http://127.0.0.1:{port}").ask("GET", "/")
 
 
 async def test_a_path_of_the_url_and_headers_go_with_each_request() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from bench.ports import unused_port
 
 from tests.conftest import MARKER
 from tests.e2e.server import OFFLINE, ROOT, SHARED, Server, eventually, running_server
@@ -163,8 +164,7 @@ def running_proxy(name: str, upstream: str, folder: Path) -> Generator[Proxied]:
     for blob in issued.cert_chain_pems:
         blob.write_to_path(str(certificate), append=True)
     context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port: int = free.getsockname()[1]
+    port = unused_port()
     place = Place(
         folder=folder, port=port, upstream=upstream, certificate=certificate, key=key, both=both
     )
@@ -181,11 +181,11 @@ def running_proxy(name: str, upstream: str, folder: Path) -> Generator[Proxied]:
                 with closing(socket.socket()) as one:
                     return one.connect_ex(("127.0.0.1", port)) == 0
 
-            eventually(listens, f"{name} listens", within_s=15.0)
+            eventually(listens, f"{name} listens", within_s=60.0)
             yield Proxied(url=f"https://127.0.0.1:{port}", context=context, port=port)
         finally:
             process.terminate()
-            process.wait(15)
+            process.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ application and the loop hold at that moment.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from bench.ports import unused_port
 from hypercorn.config import Config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -28,6 +28,9 @@ from session_http.wire import ConnectionLimits
 from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.scripted import Script, ScriptedAgent, echo
 from session_supervisor.stores.port import Store
+
+PATIENCE_S = 30.0
+"""Seconds in which whatever must happen has happened, on a machine that has other work too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ async def world(
 
 
 async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 5.0
+    condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = PATIENCE_S
 ) -> None:
     """Wait until something holds that nobody announces."""
     async with asyncio.timeout(within_s):
@@ -75,7 +78,10 @@ async def eventually(
 async def in_process(app: Any, *, hooks: Any = None) -> AsyncGenerator[httpx.AsyncClient]:
     """Return a client that calls the application without any socket."""
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test", event_hooks=hooks, timeout=20
+        transport=httpx.ASGITransport(app),
+        base_url="http://test",
+        event_hooks=hooks,
+        timeout=PATIENCE_S,
     ) as client:
         yield client
 
@@ -180,7 +186,7 @@ class Granian:
         from granian.constants import Interfaces
         from granian.server.embed import Server
 
-        switch, port = Switch(), _free_port()
+        switch, port = Switch(), unused_port()
         server = Server(
             switch,
             address="127.0.0.1",
@@ -205,25 +211,19 @@ class Granian:
             yield Address(host="127.0.0.1", port=self._port)
         finally:
             await world.supervisor.drain(0.0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 await world.app.all_answered()
             self._switch.app = None
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def _listens(port: int) -> None:
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.02)
-        else:
-            writer.close()
-            await writer.wait_closed()
-            return
-    raise AssertionError(f"nothing listens on port {port}")
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                await writer.wait_closed()
+                return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.ports import unused_port
 
 from session_http import check, keyfile
 from session_http.cli import main
@@ -110,7 +111,7 @@ def test_a_port_in_use_is_found() -> None:
         (one,) = check.address(configuration(host="127.0.0.1", port=port))
         assert one.status == "fail"
         assert f"Port {port}" in one.detail
-    (one,) = check.address(configuration(host="127.0.0.1", port=port))
+    (one,) = check.address(configuration(host="127.0.0.1", port=unused_port()))
     assert one.status == "ok"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from bench.ports import unused_port
 
 from session_http import keyfile, version
 from session_http.cli import main
@@ -177,8 +178,7 @@ def test_the_operator_decides_on_models_and_modes(tmp_path: Path) -> None:
 
 
 def test_the_port_comes_from_the_environment_unless_it_is_given(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = unused_port()
     with running(tmp_path, "serve", "--offline", env={"PORT": str(port)}) as process:
         assert listens(process)[0] == f"http://localhost:{port}"
 
