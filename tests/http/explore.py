@@ -34,7 +34,7 @@ REFUSED = ["400", "401", "404", "409", "415"]
 """How a bad request is answered: 401 and 404 where the key or the id is, and 409 where another was
 sent under the same `Idempotency-Key`."""
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """Seconds in which every answer must be there."""
 
 

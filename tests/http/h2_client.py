@@ -14,7 +14,7 @@ import h2.connection
 import h2.events
 import h2.settings
 
-from tests.http.servers import Address
+from tests.http.servers import PATIENCE_S, Address
 
 Fields = list[tuple[str, str]]
 
@@ -192,7 +192,7 @@ async def http2(
     grants: bool = True,
     window: int = 65_535,
     tls: ssl.SSLContext | None = None,
-    within_s: float = 20.0,
+    within_s: float = PATIENCE_S,
 ) -> AsyncGenerator[H2Client]:
     """Connect, and say nothing of HTTP/1.1 before."""
     reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls)

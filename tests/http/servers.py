@@ -29,7 +29,7 @@ from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.scripted import Script, ScriptedAgent, echo
 from session_supervisor.stores.port import Store
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """Seconds in which whatever must happen has happened, on a machine that has other work too."""
 
 

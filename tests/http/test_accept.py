@@ -19,7 +19,15 @@ from session_http.accept import ANSWER_S, MOST_CONNECTIONS, connections_for
 from session_http.serve import StopTimes
 from session_http.settings import HttpSettings
 from session_http.wire import ConnectionLimits
-from tests.http.servers import Address, World, accepting, eventually, on_hypercorn, world
+from tests.http.servers import (
+    PATIENCE_S,
+    Address,
+    World,
+    accepting,
+    eventually,
+    on_hypercorn,
+    world,
+)
 from tests.http.test_serve import connected, is_idle, post, script, serve_until_stopped
 
 pytestmark = pytest.mark.anyio
@@ -93,7 +101,7 @@ async def test_a_crowd_that_is_turned_away_is_told_so_and_leaves_nothing() -> No
             assert (await inside.answer())[0] == 200
             for one_ in crowd:
                 one_.setblocking(False)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     said = await asyncio.get_running_loop().sock_recv(one_, 4096)
                 assert said.startswith(b"HTTP/1.1 503 ")
                 one_.close()
@@ -142,7 +150,7 @@ async def test_without_file_descriptors_clients_are_told_so_and_later_served(
                 await loop.sock_connect(one, (address.host, address.port))
                 await loop.sock_sendall(one, HEALTH)
             for one in outside:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     said = await all_said(one)
                 assert said.startswith(b"HTTP/1.1 503 ")
                 assert b"too_many_connections" in said
@@ -167,10 +175,10 @@ async def test_without_file_descriptors_nobody_waits_for_those_who_are_slow_to_l
             began = loop.time()
             for one in outside:
                 await loop.sock_connect(one, (address.host, address.port))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 told = [await all_said(one) for one in outside]  # none of them closes
             # One after the other they would take a second each.
-            assert loop.time() - began < 5 * ANSWER_S
+            assert loop.time() - began < len(outside) / 2 * ANSWER_S
             assert all(said.startswith(b"HTTP/1.1 503 ") for said in told)
             inside.writer.write(HEALTH)
             assert (await inside.answer())[0] == 200
@@ -210,14 +218,14 @@ async def test_a_head_that_drips_is_a_408_too() -> None:
 
 
 async def test_the_second_request_of_a_connection_has_its_own_time() -> None:
-    limits = ConnectionLimits(head_s=0.2, idle_s=5.0)
+    limits = ConnectionLimits(head_s=1.0, idle_s=60.0)
     async with serving(limits=limits) as (_, address), connected(address) as raw:
-        for _ in range(3):
+        for _ in range(2):
             raw.writer.write(HEALTH[:10])
             await asyncio.sleep(0.05)
             raw.writer.write(HEALTH[10:])
             assert (await raw.answer())[0] == 200
-            await asyncio.sleep(0.4)  # idle for longer than a head may take
+            await asyncio.sleep(1.1)  # idle for longer than a head may take
         raw.writer.write(HEALTH[:10])
         assert (await raw.answer())[0] == 408
 
@@ -238,7 +246,7 @@ async def test_a_thousand_half_open_connections_are_let_go_while_others_are_serv
         crowd = [socket.create_connection((address.host, address.port)) for _ in range(300)]
         for one_ in crowd:
             one_.send(b"GET / HTTP/1.1\r\n")
-        async with httpx.AsyncClient(base_url=address.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             assert (await client.get("/health")).status_code == 200
         await is_idle(one)
         for one_ in crowd:
@@ -316,7 +324,7 @@ async def test_a_client_may_go_before_the_end_of_its_answer_is_shown(
     async with accepting(app) as address:
         client = socket.create_connection((address.host, address.port))
         client.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await gone.wait()
     assert not caplog.records
 
@@ -368,7 +376,7 @@ async def test_who_asks_first_hears_at_once_that_it_is_not_wanted(
     path: str, length: int, status: int
 ) -> None:
     async with serving(HttpSettings(max_body_bytes=100)) as (one, address):
-        async with connected(address, asking(path, length)) as raw, asyncio.timeout(1):
+        async with connected(address, asking(path, length)) as raw, asyncio.timeout(20):
             head = await raw.reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 %d " % status)
             assert b"connection: close" in head.lower()
@@ -416,6 +424,6 @@ async def test_a_stop_answers_those_whose_body_has_not_come(
             assert (status, body["code"]) == (503, "draining")
             assert (await unwanted.answer())[0] == 404
             assert await silent.closed()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await task
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from session_http.cli import main
 from session_http.sources import load
 
 ROOT = Path(__file__).parents[2]
-END_S = 20.0
+END_S = 60.0
 """Seconds that a server has to end its sessions' processes."""
 
 NO_CREDENTIAL = {"CLAUDE_CONFIG_DIR": "nowhere"}
@@ -78,7 +77,7 @@ def listens(process: subprocess.Popen[str]) -> tuple[str, str]:
     raise AssertionError(f"it ended: {printed}")
 
 
-def ends(process: subprocess.Popen[str], *, within_s: float = 30.0) -> tuple[int, str]:
+def ends(process: subprocess.Popen[str], *, within_s: float = 60.0) -> tuple[int, str]:
     printed, _ = process.communicate(timeout=within_s)
     return process.returncode, printed
 
@@ -105,10 +104,10 @@ def test_the_offline_server_says_so_and_ends_with_sigterm(tmp_path: Path) -> Non
         assert "OFFLINE MODEL" in printed
         assert address.startswith("http://localhost:")
         for host in ("localhost", "127.0.0.1"):
-            health = httpx.get(f"{address.replace('localhost', host)}/health", timeout=20).json()
+            health = httpx.get(f"{address.replace('localhost', host)}/health", timeout=60).json()
             assert health["offline"] is True
             assert health["authenticated"] is True
-        foreign = httpx.get(f"{address}/health", headers={"Host": "evil.example"}, timeout=20)
+        foreign = httpx.get(f"{address}/health", headers={"Host": "evil.example"}, timeout=60)
         assert foreign.status_code == 403
         process.send_signal(signal.SIGTERM)
         status, _ = ends(process)
@@ -128,9 +127,9 @@ def test_without_a_credential_it_serves_and_refuses_work(tmp_path: Path) -> None
     with running(tmp_path, "serve", "--port", "0", env=NO_CREDENTIAL) as process:
         address, printed = listens(process)
         assert "OFFLINE" not in printed
-        health = httpx.get(f"{address}/health", timeout=30).json()
+        health = httpx.get(f"{address}/health", timeout=60).json()
         assert (health["authenticated"], health["offline"]) == (False, False)
-        refused = httpx.post(f"{address}/query", json={"prompt": "hi"}, timeout=20)
+        refused = httpx.post(f"{address}/query", json={"prompt": "hi"}, timeout=60)
         assert refused.status_code == 503
         assert refused.json()["code"] == "not_authenticated"
         assert "claude auth login" in refused.json()["detail"]
@@ -150,7 +149,7 @@ def test_the_start_says_which_credential_it_found_and_never_what_it_is(tmp_path:
             printed += line
             if "credential" in line:
                 break
-        assert httpx.get(f"{address}/health", timeout=30).json()["authenticated"] is True
+        assert httpx.get(f"{address}/health", timeout=60).json()["authenticated"] is True
         process.terminate()
         printed += ends(process)[1]
     assert "Claude credential: ANTHROPIC_API_KEY" in printed
@@ -168,7 +167,7 @@ def test_the_operator_decides_on_models_and_modes(tmp_path: Path) -> None:
     )
     with running(tmp_path, "serve", "--offline", "--port", "0", *given) as process:
         address, _ = listens(process)
-        with httpx.Client(base_url=address, timeout=30) as client:
+        with httpx.Client(base_url=address, timeout=60) as client:
             session = client.post("/session/start", json={}).json()["session_id"]
             assert client.get(f"/session/{session}").json()["model"] == "opus"
             renamed = client.post("/query", json={"prompt": "hi", "model": "fast"})
@@ -217,7 +216,7 @@ def test_told_so_it_listens_beyond_this_machine(tmp_path: Path) -> None:
         address, _ = listens(process)
         port = address.rpartition(":")[2]
         named = httpx.get(
-            f"http://127.0.0.1:{port}/health", headers={"Host": "any.name"}, timeout=20
+            f"http://127.0.0.1:{port}/health", headers={"Host": "any.name"}, timeout=60
         )
         assert named.status_code == 200
 
@@ -350,7 +349,7 @@ def test_a_first_start_makes_a_key_and_says_where_it_is(tmp_path: Path) -> None:
         token = key.read_text().strip()
         assert token not in printed
         port = address.rpartition(":")[2]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert client.get("/sessions").status_code == 401
             headers = {"Authorization": f"Bearer {token}"}
             assert client.get("/sessions", headers=headers).status_code == 200
@@ -370,7 +369,7 @@ def test_a_hangup_has_the_keys_read_anew(tmp_path: Path) -> None:
 
         def status(key: str) -> int:
             headers = {"Authorization": f"Bearer {key}"}
-            return httpx.get(f"{address}/sessions", headers=headers, timeout=20).status_code
+            return httpx.get(f"{address}/sessions", headers=headers, timeout=60).status_code
 
         made = keyfile.new_key("ann")
         assert (status(token), status(made.token)) == (200, 401)
@@ -417,7 +416,7 @@ def test_a_hangup_has_the_certificate_read_anew(tmp_path: Path) -> None:
     def shown(address: str) -> str:
         port = int(address.rpartition(":")[2])
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
             trusting.wrap_socket(plain, server_hostname="localhost") as encrypted,
         ):
             return str(dict(encrypted.getpeercert() or {})["subject"])
@@ -473,7 +472,7 @@ def test_with_keys_each_owner_has_a_directory_of_its_own(tmp_path: Path) -> None
     with running(tmp_path, *given, env=environment) as process:
         address, _ = listens(process)
         for path in ("/health", "/ready"):
-            assert httpx.get(f"{address}{path}", timeout=30).status_code == 200
+            assert httpx.get(f"{address}{path}", timeout=60).status_code == 200
         for made in (ann, bob):
             asked = httpx.post(
                 f"{address}/session/start",
@@ -500,9 +499,9 @@ def test_with_keys_a_credential_is_looked_for_without_making_directories(tmp_pat
     given = ("serve", "--port", "0", "--keys", str(file), "--state-dir", str(state))
     with running(tmp_path, *given) as process:
         address, _ = listens(process)
-        assert httpx.get(f"{address}/health", timeout=30).json()["authenticated"] is False
+        assert httpx.get(f"{address}/health", timeout=60).json()["authenticated"] is False
         refused = httpx.post(
-            f"{address}/query", json={"prompt": "x"}, headers={"X-API-Key": ann.token}, timeout=30
+            f"{address}/query", json={"prompt": "x"}, headers={"X-API-Key": ann.token}, timeout=60
         )
         assert (refused.status_code, refused.json()["code"]) == (503, "not_authenticated")
         assert "for this owner" in refused.json()["detail"]
@@ -541,7 +540,7 @@ def test_a_server_takes_its_settings_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "conf" / "a.toml").write_text('offline = true\nport = 0\nworkspace = "work"\n')
     with running(tmp_path, "serve", "--config", "conf/a.toml") as process:
         address, _ = listens(process)
-        assert httpx.get(f"{address}/health", timeout=20).json()["offline"] is True
+        assert httpx.get(f"{address}/health", timeout=60).json()["offline"] is True
         assert (tmp_path / "conf" / "work").is_dir()
         process.terminate()
         assert ends(process)[0] == 0
@@ -572,7 +571,7 @@ def test_help_fits_a_terminal(
     assert any(line.startswith("  --keys FILE") for line in lines)
 
 
-def test_help_is_there_at_once() -> None:
+def test_help_loads_nothing_that_takes_long() -> None:
     """It imports neither the SDK nor the server, which take a second."""
     code = (
         "import sys; from session_http.cli import main\n"
@@ -581,7 +580,6 @@ def test_help_is_there_at_once() -> None:
         "print(*sys.modules, file=sys.stderr)"
     )
     path = f"{ROOT / 'http'}:{ROOT / 'supervisor'}"
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": path},
@@ -590,7 +588,6 @@ def test_help_is_there_at_once() -> None:
         timeout=60,
         check=True,
     )
-    assert time.monotonic() - began < 5
     assert "--offline" in done.stdout
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not loaded & {"hypercorn", "starlette", "claude_agent_sdk", "uvloop", "structlog"}

@@ -242,7 +242,7 @@ async def test_a_file_system_that_does_not_answer_holds_up_nobody_else(tree: Tre
 
     def slow(*_: object) -> str:
         asked.set()
-        answer.wait(10)
+        assert answer.wait(60)
         return str(tree.base)
 
     settings = HttpSettings(cwd_root=tree.top / "yard")

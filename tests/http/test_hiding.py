@@ -54,7 +54,7 @@ def served(hide: str) -> list[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=60,
         cwd="/",
     )
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,15 @@ from session_http.sse import StreamSettings
 from session_http.wire import ConnectionLimits, Wire, hypercorn_settings
 from tests.http.contract import parse_stream
 from tests.http.h2_client import H2Client, frame, http2
-from tests.http.servers import Address, World, accepting, eventually, on_hypercorn, world
+from tests.http.servers import (
+    PATIENCE_S,
+    Address,
+    World,
+    accepting,
+    eventually,
+    on_hypercorn,
+    world,
+)
 from tests.http.test_serve import connected, is_idle, script, serve_until_stopped
 
 pytestmark = pytest.mark.anyio
@@ -308,7 +316,7 @@ async def test_a_client_that_reads_no_bytes_at_all_is_dropped() -> None:
         transport: Any = client.writer.transport
         transport.pause_reading()
         await (await session.query("flood 20000")).result()
-        await eventually(lambda: one.app.open_streams == 0, within_s=10)
+        await eventually(lambda: one.app.open_streams == 0)
 
 
 async def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
@@ -321,7 +329,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
 
     limits = ConnectionLimits(unread_s=60, linger_s=0.1)
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(PATIENCE_S),
         AsyncExitStack() as stack,
         accepting(app, limits=limits) as address,
     ):
@@ -435,9 +443,9 @@ async def test_the_last_answer_is_followed_by_a_farewell_when_the_server_ends() 
 async def test_who_reads_slowly_is_not_taken_for_one_who_does_not_read() -> None:
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"x" * 800_000})
+        await send({"type": "http.response.body", "body": b"x" * 1_500_000})
 
-    limits = ConnectionLimits(unread_s=1.0)
+    limits = ConnectionLimits(unread_s=2.0)
     async with accepting(app, limits=limits) as address, http2(address, grants=False) as client:
         answer = client.streams[number := client.request("/")]
         while not answer.over:
@@ -446,7 +454,7 @@ async def test_who_reads_slowly_is_not_taken_for_one_who_does_not_read() -> None
             client.flush()
             await asyncio.sleep(0.1)
             await client.read()
-        assert (answer.ended, len(answer.body)) == (True, 800_000)
+        assert (answer.ended, len(answer.body)) == (True, 1_500_000)
 
 
 # -- failures ----------------------------------------------------------------------------------
@@ -488,7 +496,7 @@ async def test_a_client_that_leaves_ends_its_streams_at_once(way: str) -> None:
                     client.reset(number)
             else:
                 client.writer.transport.abort()
-            await eventually(lambda: one.app.open_streams == 0, within_s=1.0)
+            await eventually(lambda: one.app.open_streams == 0)
         await one.supervisor.close(session.session_id)
         await is_idle(one)
 
@@ -754,5 +762,5 @@ async def test_a_stop_lets_streams_end_and_says_farewell() -> None:
             assert (refused.status, said(refused.body)["code"]) == (503, "draining")
             assert await client.end() == Codes.NO_ERROR
             assert await idle.end() == Codes.NO_ERROR
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await task

@@ -213,7 +213,7 @@ def test_several_programs_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", ADD, str(file), f"owner{number}"])
         for number in range(4)
     ]
-    assert [one.wait(60) for one in adding] == [0] * 4
+    assert [one.wait(100) for one in adding] == [0] * 4
     keys = load(file)
     assert len(keys) == 40
     assert len({key.owner for key in keys}) == 4

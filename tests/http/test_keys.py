@@ -568,7 +568,7 @@ async def test_streams_of_revoked_keys_end_on_a_real_connection(keys: Keys) -> N
     async with (
         world(agent=agent, authenticate=keys.ring.authenticate) as one,
         on_hypercorn(one) as address,
-        httpx.AsyncClient(base_url=address.url) as client,
+        httpx.AsyncClient(base_url=address.url, timeout=60) as client,
         client.stream("POST", "/query", json=_ask("slow"), headers=keys.of("ann")) as response,
     ):
         raw = b""

@@ -47,7 +47,7 @@ def test_localhost_is_both_loopback_addresses_on_one_port() -> None:
         assert names == [("127.0.0.1", port), ("::1", port)][: 1 + has_ipv6()]
         assert urls("localhost", sockets) == (f"http://localhost:{port}",)
         for host, _ in names:
-            socket.create_connection((host, port), timeout=5).close()
+            socket.create_connection((host, port), timeout=60).close()
     finally:
         close_all(sockets)
 

@@ -26,7 +26,7 @@ from session_http.sse import EventStream, EventStreamResponse
 from session_supervisor.agents.scripted import Pause, Say, by_prompt
 from tests.http.contract import parse_stream
 from tests.http.exchange import exchanging
-from tests.http.servers import World, eventually, in_process, on_uvicorn, world
+from tests.http.servers import PATIENCE_S, World, eventually, in_process, on_uvicorn, world
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +155,7 @@ async def test_a_stream_is_sent_as_it_comes_through_what_is_around_it() -> None:
         body = {"prompt": "slow", "stream": True}
         app = thick(one.app)
         async with exchanging(app, "POST", "/claude/query", body) as exchange:
-            text = await asyncio.wait_for(exchange.until("text"), 5)
+            text = await asyncio.wait_for(exchange.until("text"), PATIENCE_S)
             assert text.data["content"] == "one"
             assert one.app.open_streams == 1
             exchange.disconnect()
@@ -166,7 +166,7 @@ async def test_a_stream_is_sent_as_it_comes_through_what_is_around_it() -> None:
 async def test_a_stream_below_a_mount_point_is_dropped_when_its_client_is_gone() -> None:
     async with world(script) as one:
         outer = World(agent=one.agent, supervisor=one.supervisor, app=thick(one.app))  # type: ignore[arg-type]
-        async with on_uvicorn(outer) as address, httpx.AsyncClient(timeout=10) as client:
+        async with on_uvicorn(outer) as address, httpx.AsyncClient(timeout=PATIENCE_S) as client:
             url = f"{address.url}/claude/query"
             body = {"prompt": "slow", "stream": True}
             async with client.stream("POST", url, json=body) as response:

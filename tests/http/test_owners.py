@@ -22,7 +22,7 @@ from session_supervisor.agents.scripted import Say, ScriptedAgent, UseTool, by_p
 from session_supervisor.asks import Request
 from tests.http.contract import judged
 from tests.http.keyring import Keys
-from tests.http.servers import World, eventually, on_hypercorn, world
+from tests.http.servers import PATIENCE_S, World, eventually, on_hypercorn, world
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,7 @@ async def two_owners(directory: Path) -> AsyncGenerator[TwoOwners]:
     async with (
         world(agent=agent, authenticate=keys.ring.authenticate) as one,
         on_hypercorn(one) as address,
-        httpx.AsyncClient(base_url=address.url, event_hooks=judged(), timeout=20) as client,
+        httpx.AsyncClient(base_url=address.url, event_hooks=judged(), timeout=PATIENCE_S) as client,
     ):
         ann = keys.of("ann")
         reply = await client.post("/session/start", json={"initial_prompt": "fast"}, headers=ann)

@@ -21,7 +21,16 @@ import pytest
 from session_supervisor.agents.scripted import Conversation, Pause, Say, Step, UseTool, echo
 from session_supervisor.spec import Prompt
 from tests.http.contract import Said, judged, parse_stream
-from tests.http.servers import Address, Granian, World, eventually, on_hypercorn, on_uvicorn, world
+from tests.http.servers import (
+    PATIENCE_S,
+    Address,
+    Granian,
+    World,
+    eventually,
+    on_hypercorn,
+    on_uvicorn,
+    world,
+)
 
 # Granian is one for the module, and opens before any test counts what is open.
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("granian")]
@@ -77,7 +86,9 @@ def serve(request: pytest.FixtureRequest) -> Serve:
 async def served(serve: Serve) -> AsyncGenerator[Served]:
     async with world(script) as one, serve(one) as address:
         hooks: Any = judged()
-        async with httpx.AsyncClient(base_url=address.url, event_hooks=hooks, timeout=20) as client:
+        async with httpx.AsyncClient(
+            base_url=address.url, event_hooks=hooks, timeout=PATIENCE_S
+        ) as client:
             yield Served(one, address, client)
 
 
@@ -317,7 +328,7 @@ async def test_a_client_that_goes_away_never_stops_its_turn(served: Served) -> N
     path = f"/session/{session['session_id']}"
     body = {"prompt": COUNT, "stream": True}
     async with (
-        httpx.AsyncClient(base_url=served.address.url) as other,
+        httpx.AsyncClient(base_url=served.address.url, timeout=60) as other,
         other.stream("POST", f"{path}/query", json=body) as response,
     ):
         async for _ in response.aiter_bytes():

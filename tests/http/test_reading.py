@@ -250,10 +250,10 @@ async def test_a_request_without_a_body_waits_for_nothing() -> None:
     ids=["fields", "wrong items", "items", "nesting", "name"],
 )
 def test_a_long_body_full_of_mistakes_is_refused_quickly_and_briefly(raw: bytes) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ProblemError) as caught:
         read_model(QueryRequest, raw, Source.BODY)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert len(bytes(caught.value.problem.response().body)) < 5_000
 
 

@@ -16,7 +16,7 @@ from session_supervisor import SupervisorConfig
 from session_supervisor.agents.scripted import Hang, Pause, Say, ScriptedAgent, by_prompt
 from session_supervisor.stores.sqlite import SqliteStore
 from tests.http.contract import Said, judged, parse_stream
-from tests.http.servers import World, eventually, in_process, world
+from tests.http.servers import PATIENCE_S, World, eventually, in_process, world
 
 pytestmark = pytest.mark.anyio
 
@@ -158,7 +158,7 @@ async def test_a_turn_that_waits_for_the_next_server_is_a_503_that_names_it(tmp_
     async with served(tmp_path, by=by) as (one, client):
         for turn_id in (problem["turn_id"], bye.data["turn_id"]):
             turn = await one.supervisor.get(path.rpartition("/")[2]).turn(turn_id)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 assert (await turn.result()).text == "one two three"
             found = (await client.get(f"{path}/turns/{turn_id}")).json()
             assert (found["outcome"], found["response"]) == ("completed", "one two three")

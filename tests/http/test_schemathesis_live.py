@@ -18,7 +18,7 @@ TOOLS = ("Read", "Write")
 def test_the_real_server_does_what_its_description_says(tmp_path: Path) -> None:
     """With room for few sessions, for each is a process: the others are told to come back."""
     with running_server(tmp_path, *OFFLINE, "--max-live=3", "--log-level=warning") as server:
-        with httpx.Client(base_url=server.url, timeout=10) as client:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             document = client.get("/openapi.json").json()
         report = explore(
             document,

@@ -24,7 +24,7 @@ from session_supervisor.agents.port import ThinkingDelta
 from session_supervisor.agents.scripted import Conversation, Hang, Pause, Say, Step
 from session_supervisor.spec import Prompt
 from tests.http.contract import parse_stream
-from tests.http.servers import Address, World, eventually, on_hypercorn, world
+from tests.http.servers import PATIENCE_S, Address, World, eventually, on_hypercorn, world
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +119,7 @@ async def connected(address: Address, data: bytes = b"") -> AsyncGenerator[Raw]:
     reader, writer = await asyncio.open_connection(address.host, address.port, limit=2**16)
     try:
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             yield Raw(reader, writer)
     finally:
         writer.transport.abort()
@@ -250,7 +250,7 @@ async def test_clients_that_read_nothing_cost_little_memory_and_never_delay_the_
             clients.append(raw)
         before = resident()
         turn = await session.query("flood 50000")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await turn.result()
         assert one.app.open_streams == 20
         assert resident() - before < 40 * 2**20
@@ -269,7 +269,7 @@ async def test_a_client_that_reads_nothing_is_dropped() -> None:
             await raw.reader.readuntil(b"retry: ")
             raw.pause()
             turn = await session.query("flood 50000")
-            await eventually(lambda: one.app.open_streams == 0, within_s=20)
+            await eventually(lambda: one.app.open_streams == 0)
             assert (await turn.result()).text == "Done."
 
 
@@ -294,7 +294,7 @@ async def test_the_connection_of_a_client_that_reads_nothing_is_closed_too(
             assert connections() == 1
             raw.pause()
             await (await session.query("flood 20000")).result()
-            await eventually(lambda: connections() == 0, within_s=20)
+            await eventually(lambda: connections() == 0)
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -327,7 +327,7 @@ async def serve_until_stopped(
 async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
     async with world(script) as one:
         stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=5))
-        async with httpx.AsyncClient(base_url=address.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             session = await one.supervisor.start()
             path = f"/session/{session.session_id}"
             ends = client.post(f"{path}/query", json={"prompt": "wait 0.5"})
@@ -345,7 +345,7 @@ async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
         assert answer.json()["response"] == "Done."
         assert parse_stream(stream.content)[-1].data["response"] == "Done."
         assert parse_stream(events_.content)[-1].type == "bye"
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await serving
         with pytest.raises(OSError, match=r"Connect call failed|refused"):
             await asyncio.open_connection(address.host, address.port)
@@ -354,20 +354,20 @@ async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
 async def test_a_stop_interrupts_what_is_over_its_budget() -> None:
     async with world(script) as one:
         stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=0.2))
-        async with httpx.AsyncClient(base_url=address.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             query = asyncio.create_task(client.post("/query", json={"prompt": "hang"}))
             await eventually(lambda: one.agent.live == 1)
             stop.ask()
             answer = await query
         assert answer.json()["outcome"] == "interrupted"
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await serving
 
 
 async def test_a_second_wish_does_not_wait_for_the_budget() -> None:
     async with world(script) as one:
         stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=600, hurry_s=60))
-        async with httpx.AsyncClient(base_url=address.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             query = asyncio.create_task(client.post("/query", json={"prompt": "hang"}))
             await eventually(lambda: one.agent.live == 1)
             stop.ask()
@@ -376,7 +376,7 @@ async def test_a_second_wish_does_not_wait_for_the_budget() -> None:
             stop.ask()
             answer = await query
         assert answer.json()["outcome"] == "interrupted"
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await serving
 
 
@@ -396,7 +396,7 @@ async def test_a_stop_is_not_kept_up_by_clients_that_stay() -> None:
             deaf.pause()
             await (await session.query("flood 20000")).result()
             stop.ask()
-            async with asyncio.timeout(6):
+            async with asyncio.timeout(PATIENCE_S):
                 await serving
 
 
@@ -405,7 +405,7 @@ async def test_a_drain_that_fails_still_closes_and_is_not_hidden(
 ) -> None:
     async with world(script) as one:
         stop, address, serving = await serve_until_stopped(one, StopTimes())
-        async with httpx.AsyncClient(base_url=address.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             await client.get("/health")
 
         async def broken(_budget_s: float) -> None:
@@ -415,6 +415,6 @@ async def test_a_drain_that_fails_still_closes_and_is_not_hidden(
             patch.setattr(one.supervisor, "drain", broken)
             stop.ask()
             with pytest.raises(ExceptionGroup) as caught:
-                async with asyncio.timeout(6):
+                async with asyncio.timeout(PATIENCE_S):
                     await serving
         assert caught.group_contains(ZeroDivisionError)

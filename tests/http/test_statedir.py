@@ -91,7 +91,7 @@ async def test_one_server_at_a_time_has_it_and_the_next_one_when_it_lets_go(
     await asyncio.sleep(0.05)
     assert not waiting.done()
     first.release()
-    assert await asyncio.wait_for(waiting, 5)
+    assert await asyncio.wait_for(waiting, 60)
     assert statedir.is_locked(state.path)
     second.release()
     assert not statedir.is_locked(state.path)
@@ -103,7 +103,7 @@ async def test_who_waits_for_it_can_give_up(state: StateDir) -> None:
     waiting = asyncio.create_task(second.acquire(30, given_up))
     await asyncio.sleep(0.05)
     given_up.set()
-    assert not await asyncio.wait_for(waiting, 5)
+    assert not await asyncio.wait_for(waiting, 60)
     first.release()
     assert not statedir.is_locked(state.path)
 

@@ -20,7 +20,7 @@ from session_http.tls import BadCertificate, Tls
 from session_http.wire import ConnectionLimits
 from tests.http.contract import parse_stream
 from tests.http.h2_client import http2
-from tests.http.servers import Address, World, eventually, on_hypercorn, world
+from tests.http.servers import PATIENCE_S, Address, World, eventually, on_hypercorn, world
 from tests.http.test_serve import is_idle, script
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +87,7 @@ async def httpx_client(
         base_url=f"https://127.0.0.1:{address.port}",
         verify=trusting(authority),
         http2=http2,
-        timeout=20,
+        timeout=PATIENCE_S,
     ) as client:
         yield client
 
@@ -142,7 +142,7 @@ async def test_many_streams_share_an_encrypted_connection(tls: Tls, authority: t
 
 
 async def test_a_stop_ends_encrypted_connections_too(tls: Tls, authority: trustme.CA) -> None:
-    async with world(script) as one, asyncio.timeout(5):
+    async with world(script) as one, asyncio.timeout(PATIENCE_S):
         async with on_hypercorn(one, tls=tls) as address:
             clients = [
                 await asyncio.open_connection(
@@ -162,7 +162,7 @@ async def test_a_stop_ends_encrypted_connections_too(tls: Tls, authority: trustm
 async def test_a_handshake_that_does_not_end_is_ended(tls: Tls) -> None:
     limits = ConnectionLimits(handshake_s=0.3)
     async with serving(tls, limits=limits) as (one, address):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             for data in (b"", b"\x16\x03\x01\x02\x00\x01"):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
                 writer.write(data)
@@ -186,7 +186,7 @@ async def test_handshakes_count_as_connections(tls: Tls, authority: trustme.CA) 
                 except httpx.TransportError:
                     return False
 
-            await eventually(served, within_s=5)
+            await eventually(served)
         for _, writer in silent:
             writer.close()
 
@@ -198,7 +198,7 @@ async def test_what_is_no_tls_is_closed(
     async with serving(tls) as (one, address):
         reader, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(data)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             with suppress(ConnectionResetError):
                 await reader.read()
         writer.close()

@@ -15,10 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tests.http.servers import Address
-
-PATIENCE_S = 20.0
-"""Seconds in which everything that is waited for here must have happened."""
+from tests.http.servers import PATIENCE_S, Address
 
 Fields = Sequence[tuple[bytes, bytes]]
 

@@ -15,11 +15,12 @@ from session_supervisor.spec import Prompt
 from tests.http.hostile.client import HEALTH, ask
 from tests.http.servers import Address, World, eventually, on_hypercorn, world
 
-ANSWER_S = 2.0
+ANSWER_S = 20.0
 """Seconds in which a polite request must be answered, whatever else goes on: far more than the
-milliseconds that it takes, for machines that have other work."""
+milliseconds that it takes, for machines that have other work, and far less than the minute and more
+that it takes where it has to wait for rude ones."""
 
-GONE_S = 5.0
+GONE_S = 60.0
 """Seconds after which nothing may be left of a client that is gone."""
 
 QUICK = HttpSettings(

@@ -24,7 +24,7 @@ async def model() -> AsyncIterator[OfflineModel]:
 
 @pytest.fixture
 async def client(model: OfflineModel) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=model.base_url, timeout=5, trust_env=False) as made:
+    async with httpx.AsyncClient(base_url=model.base_url, timeout=60, trust_env=False) as made:
         yield made
 
 
@@ -116,16 +116,20 @@ async def test_a_cut_breaks_off_the_response(client: httpx.AsyncClient) -> None:
         await ask(client, "[[cut]]")
 
 
-async def test_deltas_arrive_while_the_answer_is_written(client: httpx.AsyncClient) -> None:
+async def test_deltas_arrive_while_the_answer_is_written(
+    model: OfflineModel, client: httpx.AsyncClient
+) -> None:
     body = request("[[slow tokens=10 delay_ms=30]]", stream=True)
+    began = anyio.current_time()
     async with client.stream("POST", "/v1/messages", json=body) as response:
-        times = [
-            anyio.current_time()
+        being_written = [
+            model.app.running
             async for line in response.aiter_lines()
             if line == "event: content_block_delta"
         ]
-    assert len(times) == 10
-    assert times[-1] - times[0] > 0.25
+    assert len(being_written) == 10
+    assert being_written[0] == 1
+    assert anyio.current_time() - began > 0.25
 
 
 @pytest.mark.parametrize("prompt", ["[[hang before]]", "[[hang mid]]", "[[slow delay_ms=60000]]"])
@@ -134,7 +138,7 @@ async def test_a_client_that_goes_away_ends_its_answer(
 ) -> None:
     with anyio.move_on_after(0.3):
         await ask(client, prompt, stream=True)
-    with anyio.fail_after(2):
+    with anyio.fail_after(60):
         while model.app.running:  # noqa: ASYNC110 - the number has no event
             await anyio.sleep(0.01)
 
@@ -166,7 +170,7 @@ async def test_a_scenario_is_the_same_for_the_same_seed_and_order() -> None:
         scenario = Scenario(seed=3, faults={"[[fail status=500]]": 0.3, "[[think hm]]": 0.3})
         async with (
             OfflineModel(scenario=scenario) as model,
-            httpx.AsyncClient(base_url=model.base_url, trust_env=False) as client,
+            httpx.AsyncClient(base_url=model.base_url, trust_env=False, timeout=60) as client,
         ):
             return [(await ask(client, f"turn {n}")).status_code for n in range(30)]
 
@@ -178,7 +182,7 @@ async def test_a_scenario_is_the_same_for_the_same_seed_and_order() -> None:
 async def test_pace_and_length_can_be_set() -> None:
     async with (
         OfflineModel(pacing=Pacing(tokens=5, delay_s=0.05)) as model,
-        httpx.AsyncClient(base_url=model.base_url, trust_env=False) as client,
+        httpx.AsyncClient(base_url=model.base_url, trust_env=False, timeout=60) as client,
     ):
         start = anyio.current_time()
         stream = await ask(client, "hello", stream=True)

@@ -72,18 +72,19 @@ async def test_it_ends_while_clients_hang(prompt: str) -> None:
     tasks, sockets = len(asyncio.all_tasks()), open_sockets()
     async with OfflineModel() as model:
         writers = [await raw_request(model, prompt) for _ in range(5)]
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while len(model.requests) < 5:  # noqa: ASYNC110 - the number has no event
                 await anyio.sleep(0.01)
         await anyio.sleep(0.1)
         start = time.monotonic()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30
     assert model.app.running == 0
     assert len(asyncio.all_tasks()) == tasks
     for writer in writers:
         writer.transport.abort()
-    await anyio.sleep(0.05)
-    assert open_sockets() <= sockets
+    with anyio.fail_after(60):
+        while open_sockets() > sockets:  # noqa: ASYNC110 - nor has this one
+            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ async def test_it_ends_while_requests_are_unfinished(sent: bytes) -> None:
         writer.write(sent)
         await anyio.sleep(0.1)
         start = time.monotonic()
-    assert time.monotonic() - start < 2
-    with anyio.fail_after(1):
+    assert time.monotonic() - start < 30
+    with anyio.fail_after(60):
         await reader.read()
     writer.close()
     await writer.wait_closed()
@@ -112,10 +113,11 @@ async def test_it_ends_while_requests_are_unfinished(sent: bytes) -> None:
 
 async def test_it_ends_when_its_owner_is_cancelled() -> None:
     port = None
-    with anyio.move_on_after(0.1):
+    with anyio.CancelScope() as owner:
         async with OfflineModel() as model:
             port = httpx.URL(model.base_url).port
-            await anyio.sleep(10)
+            owner.cancel()
+            await anyio.sleep_forever()
     assert port
     async with OfflineModel(port=port) as again:
         assert httpx.URL(again.base_url).port == port
@@ -148,7 +150,7 @@ async def test_it_listens_on_ipv6_too() -> None:
         await model.__aenter__()
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         assert (await client.get(f"{model.base_url}/api/hello")).status_code == 200
     await model.__aexit__(None, None, None)
 
@@ -166,16 +168,18 @@ async def test_as_a_process_it_prints_its_url_and_ends_on_a_signal(by: signal.Si
             assert process.stdout
             assert process.stderr
             line = ""
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while not line.endswith("\n"):
                     line += (await process.stdout.receive()).decode()
-            async with httpx.AsyncClient(base_url=line.strip(), trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=line.strip(), trust_env=False, timeout=60
+            ) as client:
                 response = await client.post("/v1/messages", json=request("hello"))
                 assert response.json()["content"][0]["text"] == 'You said: "hello"'
                 with anyio.move_on_after(0.3):
                     await client.post("/v1/messages", json=request("[[hang before]]"))
             process.send_signal(by)
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 assert await process.wait() == 0
             errors = b"".join([chunk async for chunk in process.stderr])
             assert errors == b""
