@@ -21,7 +21,7 @@ PROC = Path("/proc")
 # our left-behind processes from those of another run on the same machine.
 MARKER = "SESSION_SUPERVISOR_TEST_RUN"
 CLI = b"_bundled/claude"  # claude_agent_sdk runs the CLI from its own wheel, under this path
-GRACE = 2.0  # seconds that an ended test's processes and sockets have to be gone
+GRACE = 60.0  # seconds that an ended test's processes and sockets have to be gone on a busy machine
 FAILED = pytest.StashKey[bool]()
 
 os.environ[MARKER] = f"{os.getpid()}-{uuid.uuid4()}"

@@ -346,7 +346,6 @@ def container(image: Image, port: int, variables: Mapping[str, str]) -> Generato
             eventually(
                 lambda: process.poll() is not None or healthy(image, env) == 0,
                 "it is healthy",
-                within_s=60.0,
             )
             assert process.poll() is None, log.read_text()
             yield log

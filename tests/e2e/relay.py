@@ -71,7 +71,7 @@ class Relay:
             try:
                 if self._refuses:
                     raise ConnectionRefusedError
-                far = socket.create_connection(self._target, timeout=10)
+                far = socket.create_connection(self._target, timeout=60)
             except OSError:
                 near.close()
                 continue

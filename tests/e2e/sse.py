@@ -12,7 +12,7 @@ from typing import Any, Self
 import httpx
 
 TERMINAL = ("done", "error")
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ class Terminal:
             state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(") ")[2][:1]
             asleep = asleep + 1 if state == "S" else 0
 
-    def until(self, pattern: str, *, within_s: float = 20.0) -> str:
+    def until(self, pattern: str, *, within_s: float = 90.0) -> str:
         """Wait for something to be written; return all since the last that was waited for."""
         deadline = time.monotonic() + within_s
         while True:
@@ -78,12 +78,12 @@ class Terminal:
             if left <= 0 or not self._more(left):
                 raise AssertionError(f"{pattern!r} is not in\n{self.text[self._read_to :]}")
 
-    def ends(self, *, within_s: float = 20.0) -> int:
+    def ends(self, *, within_s: float = 90.0) -> int:
         """Wait for the end of the program; return its exit status."""
         deadline = time.monotonic() + within_s
         while self._more(max(deadline - time.monotonic(), 0.0)):
             pass
-        return self.process.wait(5)
+        return self.process.wait(60)
 
     def _more(self, within_s: float) -> bool:
         ready, _, _ = select.select([self._fd], [], [], within_s)

@@ -132,7 +132,6 @@ async def test_bash_write_and_read_outside_are_asked_denied_allowed_and_edited(
 
 
 @pytest.mark.parametrize("name", ["Bash", "Write", "Read"])
-@pytest.mark.timeout(240)
 async def test_a_call_that_is_held_for_long_runs_when_it_is_allowed(
     world: World, outside: Path, name: str, pytestconfig: pytest.Config
 ) -> None:

@@ -85,7 +85,7 @@ def test_a_run_that_is_stopped_ends_what_it_started_and_keeps_what_it_measured(
                 if line.startswith("oneoff"):
                     bench.send_signal(number)
                     break
-            rest, _ = bench.communicate(timeout=60)
+            rest, _ = bench.communicate(timeout=200)
         finally:
             bench.kill()
     told = "".join(said) + rest
@@ -108,7 +108,7 @@ def test_the_suite_measures_ours_the_baseline_and_a_bare_client(tmp_path: Path) 
         env=_environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,7 @@ from tests.e2e.sse import Client, Event, Streamed, answer, lines, parse, streame
 pytestmark = pytest.mark.e2e
 
 CALLERS = 20
-BOUND_S = 25.0
+BOUND_S = 90.0
 PACED = "[[slow tokens=20 delay_ms=10]]"
 WORDS = " ".join(f"w{number}" for number in range(20))
 
@@ -264,7 +264,7 @@ def raw(server: Server, path: str, body: bytes, *, buffer: int | None = None) ->
     """Send a query, and leave the answer to the caller."""
     address = urlsplit(server.url)
     peer = socket.socket(socket.AF_INET)
-    peer.settimeout(30)
+    peer.settimeout(90)
     if buffer is not None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     peer.connect(("127.0.0.1", address.port))

@@ -12,7 +12,7 @@ from tests.conftest import MARKER as RUN
 
 ROOT = Path(__file__).parents[2]
 SEED = 2
-LIMIT_S = 110.0
+LIMIT_S = 280.0
 
 
 @pytest.mark.e2e

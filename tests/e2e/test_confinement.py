@@ -261,7 +261,7 @@ async def test_an_interrupt_ends_a_turn_whose_call_is_not_decided_yet(world: Wor
     with patch.object(Confinement, "refusal", waits):
         async with talking(world.agent(), world.fingerprint("Read")) as talk:
             prompt_id = await talk.send(tool("Read", file_path=str(world.cwd / "own")))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await asked.wait()
             await talk.process.probe()
             await talk.process.interrupt()

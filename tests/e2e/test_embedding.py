@@ -116,7 +116,7 @@ def program(
                 process.kill()
 
 
-def stopped(process: subprocess.Popen[str], folder: Path, *, within_s: float = 30.0) -> str:
+def stopped(process: subprocess.Popen[str], folder: Path, *, within_s: float = 60.0) -> str:
     """Wait for a program's end, which must be a good one; return what it logged."""
     code = process.wait(within_s)
     logged = (folder / "stderr").read_text()
@@ -138,8 +138,8 @@ def served(
             found = re.search(r"running on (http://\S+)", (folder / "stderr").read_text())
             return found and found[1]
 
-        eventually(address, "the server listens", within_s=30)
-        with httpx.Client(base_url=address() or "", headers=ADA, timeout=30) as client:
+        eventually(address, "the server listens")
+        with httpx.Client(base_url=address() or "", headers=ADA, timeout=60) as client:
             yield process, client
 
 
@@ -231,7 +231,7 @@ def test_the_worker_example_stops_when_it_is_told_to(
             )
             return sum("slow tokens" in transcript.read_text() for transcript in transcripts)
 
-        eventually(lambda: run() == 2, "two jobs are with Claude Code", within_s=30)
+        eventually(lambda: run() == 2, "two jobs are with Claude Code")
         process.send_signal(signal.SIGTERM)
         lines = [json.loads(line) for line in process.stdout]
         stopped(process, tmp_path)

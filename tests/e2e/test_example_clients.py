@@ -58,7 +58,7 @@ def clean_environment(home: Path, more: Mapping[str, str] | None = None) -> dict
 
 
 def run(
-    command: Sequence[str], home: Path, env: Mapping[str, str] | None = None, timeout_s: float = 60
+    command: Sequence[str], home: Path, env: Mapping[str, str] | None = None, timeout_s: float = 200
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
@@ -88,12 +88,12 @@ def serving(folder: Path, *arguments: str, env: Mapping[str, str] | None = None)
     try:
         yield address_in(said, server)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 0, logged.read_text()
+        assert server.wait(90) == 0, logged.read_text()
     finally:
         if server.poll() is None:
             server.kill()
             server.wait()
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 60
     while (left := processes_with(tag)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left, f"the server leaves processes behind: {left}"
@@ -101,7 +101,7 @@ def serving(folder: Path, *arguments: str, env: Mapping[str, str] | None = None)
 
 
 def address_in(said: Path, server: subprocess.Popen[bytes]) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline and server.poll() is None:
         found = re.search(r"Listening on (http://\S+)", said.read_text())
         if found is not None:

@@ -25,7 +25,7 @@ from tests.e2e.world import PROCESS_HANGS, QUICK, World, running_world
 
 pytestmark = pytest.mark.e2e
 
-BOUND_S = 20.0
+BOUND_S = 60.0
 SLOW = "[[slow tokens=400 delay_ms=50]]"
 MARK = uuid.uuid4().hex
 SLEEP = "[[tool Bash {}]]".format(
@@ -147,12 +147,12 @@ def test_a_process_that_is_killed_in_a_tool_takes_the_tool_along(
     ):
         reply = pool.submit(client.http.post, f"{path}/query", json={"prompt": SLEEP})
         next(event for event in streamed(log) if event.type == "tool_use")
-        eventually(children, "the tool runs", within_s=5.0)
+        eventually(children, "the tool runs")
         os.kill(world.pid(path), signal.SIGKILL)
         body = answer(reply.result(), 502)
         assert body["code"] == "crashed"
         assert client.turn(body)["outcome"] == "lost"
-        eventually(lambda: not children(), "the tool's process is gone", within_s=5.0)
+        eventually(lambda: not children(), "the tool's process is gone")
 
 
 def test_a_one_off_whose_process_is_killed_ends_in_an_error(world: World, client: Client) -> None:
@@ -232,7 +232,7 @@ def test_a_cli_that_does_not_start_is_a_typed_error_and_a_failed_session(
     tmp_path: Path, script: str | None, words: str
 ) -> None:
     cli = tmp_path / "nowhere" if script is None else program(tmp_path, script)
-    watchdogs = replace(PROCESS_HANGS, start_s=1.0)
+    watchdogs = replace(PROCESS_HANGS, start_s=1.0) if words == "1 s" else PROCESS_HANGS
     restarts = replace(QUICK, max_restarts=0)
     began = time.monotonic()
     with (
@@ -301,11 +301,11 @@ def test_a_killed_server_takes_every_process_along(tmp_path: Path) -> None:
         with client.open(busy, SLOW) as writing, client.open(tool, SLEEP) as running:
             first_text(writing)
             next(event for event in running if event.type == "tool_use")
-            eventually(children, "the tool runs", within_s=5.0)
+            eventually(children, "the tool runs")
             assert len(server.clis()) >= 3
             server.process.kill()
             server.process.wait()
-            eventually(lambda: not server.marked(), "all of them are gone", within_s=8.0)
+            eventually(lambda: not server.marked(), "all of them are gone")
             assert not children()
 
 
@@ -348,4 +348,4 @@ def test_a_server_that_is_told_to_stop_answers_everybody_and_ends_well(tmp_path:
             assert reply["response"].startswith("w0")
             assert list(everything)[-1].type == "bye"
         server.ends_well()
-        assert time.monotonic() - asked < 10.0
+        assert time.monotonic() - asked < BOUND_S

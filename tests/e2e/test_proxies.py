@@ -181,7 +181,7 @@ def running_proxy(name: str, upstream: str, folder: Path) -> Generator[Proxied]:
                 with closing(socket.socket()) as one:
                     return one.connect_ex(("127.0.0.1", port)) == 0
 
-            eventually(listens, f"{name} listens", within_s=60.0)
+            eventually(listens, f"{name} listens")
             yield Proxied(url=f"https://127.0.0.1:{port}", context=context, port=port)
         finally:
             process.terminate()

@@ -102,7 +102,7 @@ class World:
 
     async def until(self, holds: Callable[[], object]) -> None:
         """Wait until something holds of which nobody is told."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not holds():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

@@ -337,7 +337,7 @@ def test_a_stream_has_the_bytes_of_server_sent_events(server: Server, conversati
     body = b'{"prompt": "[[say Hello there]]", "stream": true}'
     address = urlsplit(server.url)
     assert address.hostname is not None
-    with socket.create_connection((address.hostname, address.port or 0), timeout=30) as peer:
+    with socket.create_connection((address.hostname, address.port or 0), timeout=90) as peer:
         peer.sendall(
             f"POST {conversation}/query HTTP/1.0\r\nHost: localhost\r\nContent-Type: "
             f"application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()

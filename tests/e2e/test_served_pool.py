@@ -28,7 +28,7 @@ def test_one_offs_share_a_process_which_ends_with_the_server(tmp_path: Path) -> 
         for number in range(3):
             answer = client.post("/query", prompt=f"Is it {number}?")["response"]
             assert "the first thing you said" in answer
-            eventually(lambda: pool_of(client)["ready"] == 1, "its process came back", within_s=10)
+            eventually(lambda: pool_of(client)["ready"] == 1, "its process came back")
         pool = pool_of(client)
         assert (pool["hits"], pool["misses"], pool["recycled"]) == (2, 1, 3)
         assert len(server.clis()) == 1
@@ -38,7 +38,7 @@ def test_one_offs_share_a_process_which_ends_with_the_server(tmp_path: Path) -> 
 def test_a_successor_ends_what_stood_ready_and_could_not_hear_of_it(tmp_path: Path) -> None:
     with running_server(tmp_path, *OFFLINE) as server, server.client() as client:
         client.post("/query", prompt="Is it so?")
-        eventually(lambda: pool_of(client)["ready"] == 1, "its process came back", within_s=10)
+        eventually(lambda: pool_of(client)["ready"] == 1, "its process came back")
         left = server.clis()
         for pid in left:
             os.kill(pid, signal.SIGSTOP)
@@ -53,7 +53,7 @@ def test_a_successor_ends_what_stood_ready_and_could_not_hear_of_it(tmp_path: Pa
 def test_a_server_stops_in_time_with_a_process_that_hangs_in_its_pool(tmp_path: Path) -> None:
     with running_server(tmp_path, *OFFLINE) as server, server.client() as client:
         client.post("/query", prompt="Is it so?")
-        eventually(lambda: pool_of(client)["ready"] == 1, "its process came back", within_s=10)
+        eventually(lambda: pool_of(client)["ready"] == 1, "its process came back")
         for pid in server.clis():
             os.kill(pid, signal.SIGSTOP)
         server.stop()
@@ -64,7 +64,7 @@ def test_the_answer_comes_before_its_process_does(tmp_path: Path) -> None:
         client.post("/query", prompt="Is it so?")
         # What proves the process clean takes tens of milliseconds, and nobody waits for it.
         assert pool_of(client)["recycled"] == 0
-        eventually(lambda: pool_of(client)["recycled"] == 1, "it came back", within_s=10)
+        eventually(lambda: pool_of(client)["recycled"] == 1, "it came back")
 
 
 def test_without_a_pool_there_is_nothing_to_tell(tmp_path: Path) -> None:

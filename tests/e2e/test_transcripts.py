@@ -227,7 +227,7 @@ async def test_a_store_that_stalls_delays_a_turn_a_little_and_loses_nothing(
     monkeypatch.setattr(SqliteTranscripts, "append", stall)
     agent = world.agent(transcripts=store.transcripts)
     async with talking(agent, world.fingerprint()) as talk:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await talk.ask("Remember marzipan.")
         await talk.process.probe()
         goes_on.set()

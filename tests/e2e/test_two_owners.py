@@ -419,14 +419,14 @@ def test_conversations_of_two_owners_are_kept_apart_and_resumed(estate: Estate) 
 
 async def _restarted(estate: Estate, path: str, pid: int) -> None:
     session = estate.supervisor.get(path.rpartition("/")[2])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await session.inspect()).pid in (None, pid):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 async def _failed(estate: Estate, path: str) -> None:
     session = estate.supervisor.get(path.rpartition("/")[2])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while session.state is not State.FAILED:  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.02)
 

@@ -16,7 +16,7 @@ from tests.e2e.world import UPSTREAM_HANGS, World, running_world
 
 pytestmark = pytest.mark.e2e
 
-BOUND_S = 20.0
+BOUND_S = 60.0
 ONCE = '[[tool Bash {"command": "echo x >> once; wc -l < once", "description": "d"}]]'
 TOOL = '[[tool Bash {"command": "echo ran", "description": "d"}]]'
 
@@ -147,11 +147,13 @@ def test_a_hang_before_the_headers_is_given_up_and_siblings_do_not_notice(
     path = conversation
     with survived(client, world, path), client.session(initial_prompt="Hello.") as sibling:
         with client.open(path, "[[hang before]]") as events:
-            assert next(events).type == "turn"
-            asked = time.monotonic()
+            turn = next(events)
+            assert turn.type == "turn"
             assert client.ask(sibling, "[[say Unhurt.]]") == "Unhurt."
-            assert time.monotonic() - asked < 2.0
-            got = Streamed(events=tuple(events))
+            assert client.turn(turn.data)["phase"] == "running", (
+                "nobody waits for it to be given up"
+            )
+            got = Streamed(events=(turn, *events))
         assert (got.end["type"], got.end["code"]) == ("error", "stalled")
         assert agrees(client, path, got) == ""
         assert world.snapshot(sibling).restarts == 0

@@ -29,9 +29,10 @@ from session_supervisor import (
 from session_supervisor.agents.claude import ClaudeAgent
 from tests.e2e.sse import Client
 
-UPSTREAM_HANGS = Watchdogs(start_s=20.0, first_byte_s=2.5, progress_s=1.5, interrupt_s=3.0)
-PROCESS_HANGS = Watchdogs(start_s=20.0, silence_s=1.0, probe_s=1.0, interrupt_s=3.0)
-"""Watchdogs that are impatient in one way each, but believe a busy machine in every other."""
+UPSTREAM_HANGS = Watchdogs(start_s=60.0, first_byte_s=10.0, progress_s=5.0, interrupt_s=20.0)
+PROCESS_HANGS = Watchdogs(start_s=60.0, silence_s=1.0, probe_s=4.0, interrupt_s=20.0)
+"""Watchdogs that are impatient in one way each, but believe a busy machine in every other; and even
+in that one way they leave a process the time that it takes where others run."""
 
 QUICK = RestartPolicy(base_delay_s=0.05, max_restarts=2)
 
