@@ -129,7 +129,7 @@ async def test_a_child_that_has_ended_counts_through_who_waited_for_it() -> None
         assert tree.processes == 1
         assert tree.cpu_s >= 0.28
         assert tree.pss > 1_000_000
-        assert await until_quiet(process.pid, within_s=20.0)
+        assert await until_quiet(process.pid, within_s=60.0)
         assert process.pid in descendants(os.getpid())
     finally:
         process.stdin.close()
@@ -138,10 +138,11 @@ async def test_a_child_that_has_ended_counts_through_who_waited_for_it() -> None
 
 @pytest.mark.anyio
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-async def test_a_tree_that_works_is_not_quiet() -> None:
+async def test_a_tree_that_works_is_not_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.suite.tree.QUIET", 0.0)  # however little the others leave to it
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY.format(s=60))
     try:
-        assert not await until_quiet(process.pid, within_s=1.5)
+        assert not await until_quiet(process.pid, within_s=2.0, every_s=0.5)
     finally:
         process.kill()
         await process.wait()

@@ -166,7 +166,7 @@ async def test_scale_and_soak_work_on_a_server_of_which_only_the_api_is_known(
     assert [one.load for one in many.looks] == ["no load", "one-off queries, 4 users"]
     for one in many.looks:
         assert one.errors == {}
-        assert one.times["GET /health"].count >= 5
+        assert one.times["GET /health"].count >= 2
     done = soaking.result()
     assert soaking.gone is None
     assert done.errors == {}

@@ -123,12 +123,12 @@ async def test_a_soak_of_a_server_that_goes_away_ends_and_keeps_what_it_has(
         target = await found("it", server.url)
     wanted = Wanted(seconds=60.0, rate=20.0, asking=Asking())
     soaking = Soaking(wanted, target, None)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):  # less than it would last
         await soaking.run(QUIET)
     assert soaking.gone is not None
     assert "does not answer any more (no connection" in soaking.gone
     done = soaking.result()
-    assert done.seconds < 20
+    assert done.seconds < 50
     assert done.samples == []
 
 
@@ -159,13 +159,20 @@ async def test_what_was_measured_is_there_when_a_run_is_cancelled() -> None:
     outcome = Outcome()
     async with tiny(healthy) as server:
         target = await found("it", server.url)
-        running = asyncio.create_task(carry_out([plan], [target], settings, QUIET, outcome))
-        await asyncio.sleep(1.0)
+        one_is_over = asyncio.Event()
+
+        class Watching(Display):
+            def step(self) -> None:
+                one_is_over.set()
+
+        display = Watching(Console(quiet=True))
+        running = asyncio.create_task(carry_out([plan], [target], settings, display, outcome))
+        await one_is_over.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
     (cell,) = outcome.cells
-    assert 1 <= cell.rounds <= 4
+    assert 1 <= cell.rounds < settings.rounds
 
 
 @pytest.mark.anyio
@@ -177,7 +184,7 @@ async def test_our_server_tells_its_tasks_without_being_stopped(tmp_path: Path) 
             target = await found("ours", server.url, pid=server.pid)
             soaking = Soaking(Wanted(seconds=1.0, asking=Asking()), target, tasks)
             sample = soaking._sample(0.0)  # pyright: ignore[reportPrivateUsage]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while sample.tasks is None:
                     await asyncio.sleep(0.05)
                     sample = await asyncio.to_thread(soaking._sample, 0.0)  # pyright: ignore[reportPrivateUsage]

@@ -96,15 +96,17 @@ async def test_an_answer_may_end_with_its_connection() -> None:
 
 async def test_events_have_the_time_at_which_they_came() -> None:
     first, second = chunk(b"data: " + TEXT % b"a" + b"\n\n"), chunk(b"data: " + DONE + b"\n\n")
+    text: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def respond(_asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD + first)
+        await text
         await asyncio.sleep(0.1)
         writer.write(second + b"0\r\n\r\n")
 
     async with tiny(respond) as server:
         client = server.client()
-        exchange = await client.ask("POST", "/query", {})
+        exchange = await client.ask("POST", "/query", {}, text=text)
         client.close()
     (early, text), (late, done) = events(exchange)
     assert (text["type"], done["type"]) == ("text", "done")
@@ -126,7 +128,7 @@ async def test_the_first_text_is_told_while_the_stream_goes_on() -> None:
         client = server.client()
         text: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answer = asyncio.ensure_future(client.ask("POST", "/query", {}, text=text))
-        await asyncio.wait_for(text, 2.0)
+        await asyncio.wait_for(text, 60.0)
         assert not answer.done()
         go_on.set()
         assert read(await answer).text == "a"
@@ -214,7 +216,7 @@ async def test_lag_is_from_when_a_word_was_said_and_each_word_of_an_event_counts
         result = read(await client.ask("POST", "/query", {}))
         client.close()
     assert (result.events, result.deltas, len(result.lags_ns)) == (2, 2, 2)
-    assert all(0.05e9 < lag < 5e9 for lag in result.lags_ns)
+    assert all(0.05e9 < lag < 60e9 for lag in result.lags_ns)
 
 
 def test_a_text_of_words_shows_what_is_missing() -> None:

@@ -36,7 +36,7 @@ class Tiny:
     connections: int = 0
     asked: list[Asked] = field(default_factory=list[Asked])
 
-    def client(self, *, timeout_s: float = 5.0) -> Client:
+    def client(self, *, timeout_s: float = 60.0) -> Client:
         return Client(self.url, timeout_s=timeout_s)
 
 

@@ -232,8 +232,8 @@ def test_every_word_arrives_when_it_is_said(client: httpx.Client) -> None:
     gaps = [after - before for before, after in itertools.pairwise(times)]
     # Held back until there is a bufferful, all would come at once. On a busy machine some may: what
     # piled up is merged into one event. So neither words nor single gaps are counted.
-    assert times[-1] - times[0] > 1.0
-    assert sum(gap > 0.02 for gap in gaps) >= 8, gaps
+    assert times[-1] - times[0] > 0.5
+    assert sum(gap > 0.02 for gap in gaps) >= 3, gaps
 
 
 def test_a_stream_goes_on_where_it_broke_off(client: httpx.Client) -> None:
