@@ -45,8 +45,9 @@ _FOR_THE_SDK = frozenset({"control_request", "control_response", "control_cancel
 _AHEAD = 1000
 """Messages that may wait for the reader; then the CLI waits."""
 
-_TAKE_UP_S = 2.0
-"""Seconds that an interrupt waits for the CLI to take up a prompt that it was just handed."""
+_TAKE_UP_S = 60.0
+"""Seconds that an interrupt waits for the CLI to take up a prompt that it was just handed, which it
+may be slow to do on a busy machine. Who asked for it gives up sooner, and ends the process."""
 
 _CATCH_UP_S = 0.5
 """Seconds after the end that the reader has to take what is left."""

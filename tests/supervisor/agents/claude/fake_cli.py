@@ -10,6 +10,9 @@ import sys
 import time
 from typing import Any
 
+TOLD: dict[str, Any] = {}
+"""The prompt that it was told last."""
+
 
 def say(frame: object) -> None:
     sys.stdout.write(json.dumps(frame) + "\n")
@@ -62,14 +65,22 @@ def control(frame: dict[str, Any], manners: set[str]) -> None:
             answer(frame, how, hooks="old" not in manners)
         case "interrupt" if "deaf" in manners:
             return
+        case "interrupt" if "heeds" in manners:
+            answer(frame)
+            say(
+                {"type": "result", "is_error": True, "terminal_reason": "aborted_streaming", **TOLD}
+            )
         case _:
             answer(frame, "error" if "grumbles" in manners else "success")
 
 
 def turn(prompt_id: str, manners: set[str]) -> None:
     ids = {"user_message_uuids": [prompt_id]}
+    TOLD.update(ids)
     if "mute" in manners:
         return
+    if "begins-late" in manners:
+        time.sleep(2.5)
     say({"type": "system", "subtype": "init", "session_id": "s", "model": "m", **ids})
     say({"type": "never_heard_of", "what": {"is": ["this"]}})
     say({"type": "assistant", "message": {"content": "not a list"}})

@@ -21,6 +21,7 @@ import pytest
 from claude_agent_sdk import InMemorySessionStore
 
 from session_supervisor.agents.claude import ClaudeAgent, ClaudeProcess, StopTimes
+from session_supervisor.agents.claude import process as process_module
 from session_supervisor.agents.claude.orphans import Sweeper
 from session_supervisor.agents.claude.translate import Translator
 from session_supervisor.agents.port import (
@@ -324,7 +325,21 @@ async def test_a_program_that_heeds_nothing_is_stopped_in_bounded_time(fake: Fak
         assert ended.returncode == -9
 
 
-async def test_an_interrupt_of_a_prompt_that_is_never_taken_up_ends(fake: FakeAgent) -> None:
+async def test_an_interrupt_waits_for_a_prompt_that_is_taken_up_late(fake: FakeAgent) -> None:
+    """As Claude Code does on a busy machine; one that was sent before would go by unheeded."""
+    async with talking(fake("begins-late,stays,heeds")) as heard:
+        await heard.process.send(prompt())
+        async with asyncio.timeout(PATIENCE_S):
+            await heard.process.interrupt()
+        await heard.until(TurnEnded)
+        (ended,) = (one for one in heard.messages if isinstance(one, TurnEnded))
+        assert ended.interrupted
+
+
+async def test_an_interrupt_of_a_prompt_that_is_never_taken_up_ends(
+    fake: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_TAKE_UP_S", 0.2)
     async with talking(fake("mute")) as heard:
         await heard.process.send(prompt())
         async with asyncio.timeout(PATIENCE_S):
