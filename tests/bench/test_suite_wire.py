@@ -96,17 +96,17 @@ async def test_an_answer_may_end_with_its_connection() -> None:
 
 async def test_events_have_the_time_at_which_they_came() -> None:
     first, second = chunk(b"data: " + TEXT % b"a" + b"\n\n"), chunk(b"data: " + DONE + b"\n\n")
-    text: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def respond(_asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD + first)
-        await text
+        await came
         await asyncio.sleep(0.1)
         writer.write(second + b"0\r\n\r\n")
 
     async with tiny(respond) as server:
         client = server.client()
-        exchange = await client.ask("POST", "/query", {}, text=text)
+        exchange = await client.ask("POST", "/query", {}, text=came)
         client.close()
     (early, text), (late, done) = events(exchange)
     assert (text["type"], done["type"]) == ("text", "done")

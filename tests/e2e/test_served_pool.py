@@ -61,10 +61,16 @@ def test_a_server_stops_in_time_with_a_process_that_hangs_in_its_pool(tmp_path: 
 
 def test_the_answer_comes_before_its_process_does(tmp_path: Path) -> None:
     with running_server(tmp_path, *OFFLINE) as server, server.client() as client:
-        client.post("/query", prompt="Is it so?")
-        # What proves the process clean takes tens of milliseconds, and nobody waits for it.
-        assert pool_of(client)["recycled"] == 0
-        eventually(lambda: pool_of(client)["recycled"] == 1, "it came back")
+        for _ in range(20):
+            before = pool_of(client)["recycled"]
+            client.post("/query", prompt="Is it so?")
+            # What proves the process clean takes tens of milliseconds, and nobody waits for it; nor
+            # does anybody always look in time, on a busy machine.
+            found = pool_of(client)["recycled"]
+            eventually(lambda: pool_of(client)["ready"] == 1, "it came back")
+            if found == before != pool_of(client)["recycled"]:
+                return
+    pytest.fail("each answer came after its process")
 
 
 def test_without_a_pool_there_is_nothing_to_tell(tmp_path: Path) -> None:

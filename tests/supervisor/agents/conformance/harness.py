@@ -98,8 +98,8 @@ class AgentHarness(ABC):
     unknown_tool: str = "NoSuchTool"
     known_tool: str = "Bash"
     other_model: str = "haiku"
-    patience_s: float = 30.0
-    stop_s: float = 15.0
+    patience_s: float = 90.0
+    stop_s: float = 60.0
     quiet_s: float = 0.5
     skips: Mapping[str, str] = MappingProxyType({})
 
