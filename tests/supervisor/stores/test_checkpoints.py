@@ -71,10 +71,10 @@ async def held(found: SqliteStore) -> AsyncGenerator[None]:
 
     def wait(_db: sqlite3.Connection) -> None:
         begun.set()
-        assert over.wait(10)
+        assert over.wait(60)
 
     waiting = asyncio.create_task(database.write(wait))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 60)
     try:
         yield
         await asyncio.sleep(0)  # whoever was started hands over what it has
