@@ -24,13 +24,13 @@ from session_http.statedir import StateDir
 ADMIN = "admin"
 """Sees and closes everybody's sessions, and has none."""
 
-READY_S = 30.0
+READY_S = 90.0
 """Seconds that a server may take to come up."""
 
 LOOK_S = 6.0
 """Seconds that a server may take to say whose its processes are: it gives each session five."""
 
-END_S = 15.0
+END_S = 30.0
 """Seconds within which it has to be gone after SIGTERM; it promises less than that."""
 
 
@@ -187,7 +187,7 @@ class World:
         assert server is not None
         assert server.stdout is not None
         server.send_signal(signal.SIGUSR1)
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(60.0):
             while not (line := await server.stdout.readline()).startswith(b"{"):
                 if not line:
                     raise NotReady("The server ended by itself.")

@@ -18,10 +18,10 @@ from pathlib import Path
 MARKER = "SUPERVISOR_BENCH_RUN"
 """Environment variable, by whose value everything that a run started can be found."""
 
-READY_S = 30.0
+READY_S = 90.0
 """Seconds that a process may take until it says that it is ready."""
 
-STOP_S = 15.0
+STOP_S = 60.0
 """Seconds that it may take to end when it is told to."""
 
 _KEPT = ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "VIRTUAL_ENV")
