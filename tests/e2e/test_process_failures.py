@@ -311,7 +311,7 @@ def test_a_killed_server_takes_every_process_along(tmp_path: Path) -> None:
 
 def test_a_server_that_is_told_to_stop_answers_everybody_and_ends_well(tmp_path: Path) -> None:
     with (
-        running_server(tmp_path / "server", *OFFLINE, "--drain-timeout=1") as server,
+        running_server(tmp_path / "server", *OFFLINE, "--drain-timeout=6") as server,
         server.client() as client,
         ThreadPoolExecutor(2) as pool,
     ):

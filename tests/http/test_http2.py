@@ -758,7 +758,7 @@ async def test_a_busy_connection_is_not_idle() -> None:
 
 async def test_a_stop_lets_streams_end_and_says_farewell() -> None:
     async with world(script) as one:
-        stop, address, task = await serve_until_stopped(one, StopTimes(drain_s=5))
+        stop, address, task = await serve_until_stopped(one, StopTimes(drain_s=60))
         session = await one.supervisor.start()
         async with http2(address) as client, http2(address) as idle:
             await idle.read()

@@ -326,7 +326,7 @@ async def serve_until_stopped(
 
 async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
     async with world(script) as one:
-        stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=5))
+        stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=60))
         async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             session = await one.supervisor.start()
             path = f"/session/{session.session_id}"
