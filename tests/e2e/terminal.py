@@ -58,8 +58,8 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def _rest(self) -> None:
-        """Wait until the program's main thread sleeps, for a second at most: it may never."""
-        pid, asleep, deadline = self.process.pid, 0, time.monotonic() + 1.0
+        """Wait until the program's main thread sleeps, for five seconds at most: it may never."""
+        pid, asleep, deadline = self.process.pid, 0, time.monotonic() + 5.0
         while asleep < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
             state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(") ")[2][:1]

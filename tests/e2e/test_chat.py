@@ -104,9 +104,10 @@ def test_a_conversation_streams_and_remembers(chat: Terminal) -> None:
 
 
 def test_text_is_there_as_soon_as_it_is_written(chat: Terminal) -> None:
-    chat.type("[[slow tokens=6 delay_ms=300]]")
-    assert "w5" not in chat.until("w1 w2")
-    assert chat.until(END).startswith(" w3 w4 w5\n")
+    chat.type("[[slow tokens=12 delay_ms=300]]")
+    chat.until("w1 w2")
+    assert "w11" not in chat.text, "it is there with the rest"
+    assert chat.until(END).startswith(" w3 w4 w5 w6 w7 w8 w9 w10 w11\n")
 
 
 def test_thinking_and_tools_are_dimmed_and_answers_are_not(chat: Terminal) -> None:
@@ -196,7 +197,7 @@ def words(text: str) -> list[str]:
 def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:
     with Relay(server.url) as relay, chatting(tmp_path / "chat", relay.url) as chat:
         chat.until("> ")
-        chat.type("[[slow tokens=60 delay_ms=50]]")
+        chat.type("[[slow tokens=160 delay_ms=50]]")
         said = chat.until("w5")
         for _ in range(3):
             relay.cut()
@@ -205,7 +206,7 @@ def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, server: Ser
         said += chat.until("coming back")
         relay.mend()
         said += chat.until(END)
-        assert words(said) == [f"w{number}" for number in range(60)]
+        assert words(said) == [f"w{number}" for number in range(160)]
         assert "(the whole answer:)" not in said
 
 

@@ -27,7 +27,7 @@ from tests.http.explore import Report, examples, explore
 from tests.http.keyring import Keys
 from tests.http.servers import World, world
 
-pytestmark = pytest.mark.timeout(400)  # of all that is explored, at once, on a busy machine
+pytestmark = pytest.mark.timeout(900)  # of all that is explored, at once, on a busy machine
 
 TOOLS = ("Bash", "Edit", "Glob", "Grep", "Read", "Write")
 SETTINGS = HttpSettings(streams=StreamSettings(heartbeat_s=0.05))
