@@ -37,6 +37,9 @@ sent under the same `Idempotency-Key`."""
 PATIENCE_S = 60.0
 """Seconds in which every answer must be there."""
 
+LISTEN_S = 20.0
+"""Seconds to listen to a session that may say nothing more."""
+
 
 def examples() -> int:
     """Return how many random requests to make of each operation."""
@@ -100,7 +103,7 @@ def explore(
     servers: int = 32,
     most: int,
     boundaries: bool = True,
-    listen_s: float = PATIENCE_S,
+    listen_s: float = LISTEN_S,
 ) -> Report:
     """Ask everything that the description of an API lets one ask.
 
