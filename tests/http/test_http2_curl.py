@@ -58,7 +58,7 @@ async def server(
         tls.load()
         options = ["--http2", "--cacert", str(tmp_path / "authority.pem")]
     async with world(script) as one, on_hypercorn(one, tls=tls) as address:
-        yield one, ["curl", "-sS", "--max-time", "20", *options, url(address, tls)]
+        yield one, ["curl", "-sS", "--max-time", "90", *options, url(address, tls)]
 
 
 def url(address: Address, tls: Tls | None) -> str:
