@@ -422,7 +422,7 @@ def test_the_check_of_health_goes_over_tls_where_the_server_does(tmp_path: Path)
     tls = (f"--tls-cert={both}", f"--tls-key={both}")
     said: list[str] = []
 
-    def healthy() -> bool:
+    def answers() -> bool:
         done = subprocess.run(
             [sys.executable, str(ROOT / "deploy" / "healthcheck.py")],
             env={
@@ -438,5 +438,5 @@ def test_the_check_of_health_goes_over_tls_where_the_server_does(tmp_path: Path)
         return done.returncode == 0
 
     with running_server(tmp_path / "server", *OFFLINE, *tls) as server:
-        eventually(healthy, "the check has its answer, for which it waits only four seconds")
+        eventually(answers, "the check has its answer, for which it waits only four seconds")
     assert said[-1] == "/health: 200\n"
