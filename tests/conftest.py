@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 PROC = Path("/proc")
 # Every process that the tests start inherits this, and keeps it when its parent is gone: it tells
@@ -26,10 +26,11 @@ FAILED = pytest.StashKey[bool]()
 
 os.environ[MARKER] = f"{os.getpid()}-{uuid.uuid4()}"
 
+# How long an example takes, to make or to run, says more about the machine than about the example.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # `--hypothesis-profile=long` looks further, where a test does not say itself how far.
-settings.register_profile("long", max_examples=1_000, deadline=None)
-# How long an example takes says more about the machine than about the example.
-settings.register_profile("usual", deadline=None)
+settings.register_profile("long", PATIENT, max_examples=1_000)
+settings.register_profile("usual", PATIENT)
 settings.load_profile("usual")
 
 

@@ -213,7 +213,7 @@ bodies = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.tuples(bodies, st.sampled_from(["t1", "t2", None])), max_size=8)),
     st.integers(0, 60),
