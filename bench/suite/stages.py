@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -115,7 +116,8 @@ async def measure(
         if SOAK in choice.names:
             tasks = home / "tasks"
             state = home / f"state-{uuid.uuid4().hex[:8]}"
-            async with ours(state, (), {**env, TASKS_FILE: str(tasks)}) as server:
+            options = shlex.split(choice.own.get(OURS, ""))
+            async with ours(state, options, {**env, TASKS_FILE: str(tasks)}) as server:
                 target = await found(OURS, server.url, pid=server.pid)
                 await _soak(choice, settings, target, tasks, display, measured)
 

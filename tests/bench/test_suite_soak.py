@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from bench.processes import clean_surroundings
+from bench.processes import Server, clean_surroundings
 from bench.suite.display import Display
 from bench.suite.load import Times
 from bench.suite.observed import TASKS_FILE
+from bench.suite.options import choice_of, parser, settings_of
 from bench.suite.profile import NoProfile, read
 from bench.suite.results import Minute, Sample, Soak
 from bench.suite.runner import Outcome, Plan, Settings, carry_out
 from bench.suite.scenarios import SCENARIOS, Asking
 from bench.suite.soak import Soaking, Wanted
-from bench.suite.targets import Target, found, lost, ours
+from bench.suite.stages import Measured, measure
+from bench.suite.targets import NoTarget, Target, found, lost, ours
 from bench.suite.trend import slope_of, trends
 from rich.console import Console
 
@@ -195,6 +198,30 @@ async def test_our_server_tells_its_tasks_without_being_stopped(tmp_path: Path) 
     assert 20e6 < sample.uss <= sample.pss
     gone = Target(name="x", url=target.url, pid=target.pid, paths=frozenset(), headers={})
     assert await lost(gone) == "its process has ended"
+
+
+@pytest.mark.anyio
+async def test_a_soak_is_of_a_server_with_the_options_that_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Sequence[str]] = []
+
+    @asynccontextmanager
+    async def model(*_told: object) -> AsyncGenerator[Server]:
+        yield Server(pid=0, url="http://127.0.0.1:1")
+
+    def server(_state: Path, options: Sequence[str], _env: Mapping[str, str]) -> None:
+        given.append(options)
+        raise NoTarget("that is all")
+
+    monkeypatch.setattr("bench.suite.stages.serving", model)
+    monkeypatch.setattr("bench.suite.stages.ours", server)
+    told = parser()
+    options = told.parse_args(["soak", "--server", "ours=--keep-ended-sessions 60"])
+    choice = choice_of(told, options)
+    with pytest.raises(NoTarget, match="that is all"):
+        await measure(choice, settings_of(options), tmp_path, {}, QUIET, Measured())
+    assert given == [["--keep-ended-sessions", "60"]]
 
 
 # -- profiles --------------------------------------------------------------------------------------
