@@ -38,8 +38,10 @@ _PART = re.compile(r"[\w-][\w.-]*", re.ASCII)
 _METADATA = "agent_metadata"
 """The type of an entry that stands for a file beside a subagent's transcript."""
 
-_ELSEWHERE = ("file-history/{}", "session-env/{}", "tasks/{}", "debug/{}.txt", "todos/{}-*.json")
-"""What else the CLI keeps of a conversation, below its configuration directory."""
+_ELSEWHERE = ("file-history/{}", "session-env/{}", "tasks/{}", "debug/{}.txt")
+_TODOS = "todos"
+"""What else the CLI keeps of a conversation, below its configuration directory; in the last, what
+begins with the conversation's name."""
 
 
 class Conversation:
@@ -135,8 +137,11 @@ class Conversation:
         name = self.key["session_id"]
         self._main.unlink(missing_ok=True)
         _remove(self._folder / name)
-        for pattern in _ELSEWHERE:
-            for path in self._config.glob(pattern.format(name)):
+        for place in _ELSEWHERE:
+            _remove(self._config / place.format(name))
+        # Its name is in no pattern: Python keeps hundreds of those, each as a program of its own.
+        for path in (self._config / _TODOS).glob("*.json"):
+            if path.name.startswith(f"{name}-"):
                 _remove(path)
         if any(self._folder.glob("*.jsonl")):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from unittest.mock import patch
 
@@ -108,6 +109,20 @@ def test_all_of_it_is_erased_and_nothing_of_others(tmp_path: Path, folder: Path)
     second.erase()
     assert everything(tmp_path) == []
     assert not folder.exists()
+
+
+def test_erasing_many_leaves_no_pattern_of_each_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "todos").mkdir()
+
+    def erase(number: int) -> None:
+        name = f"{ID[:-4]}{number:04}"
+        (tmp_path / "todos" / f"{name}-agent-{name}.json").touch()
+        Conversation(str(tmp_path), cwd="/nowhere", agent_session_id=name).erase()
+
+    erase(0)
+    with patch.object(re, "compile", side_effect=AssertionError("a pattern of its own")):
+        erase(1)
+    assert everything(tmp_path) == []
 
 
 def test_what_a_full_disk_kept_out_is_mended_from_the_copy(
