@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -1660,9 +1661,10 @@ class Actor:
         """End every turn, and stop the process."""
         self._close_reason = reason = self._close_reason or reason
         failure = self._end_of_session(reason)
-        session_id = self._core.session_id
         self._mailbox.shut_work(
-            Draining if reason is CloseReason.DRAINED else lambda: SessionClosed(session_id)
+            Draining
+            if reason is CloseReason.DRAINED
+            else partial(SessionClosed, self._core.session_id)
         )
         await self._leave_queue(reason)
         if reason is CloseReason.DRAINED:
@@ -1711,7 +1713,7 @@ class Actor:
             message.reply.settle(closed_by)
         # One that goes on is not closed, whatever is asked of it between now and then.
         self._mailbox.shut(
-            Draining if self._goes_on(reason) else lambda: SessionClosed(core.session_id)
+            Draining if self._goes_on(reason) else partial(SessionClosed, core.session_id)
         )
 
     def _end_of_session(self, reason: CloseReason) -> Failure:

@@ -108,6 +108,9 @@ ENDED = "The agent's process ended by itself."
 Signal: TypeAlias = Up | Said | Probed | Unchanged | Faulty | Moved | Down
 """What an incarnation posts."""
 
+_End: TypeAlias = tuple[Exit, AgentError | None]
+"""How a process ended and, if it did not come up, why."""
+
 
 class Incarnation:
     """One process.
@@ -352,8 +355,12 @@ class Incarnation:
         errand.add_done_callback(self._errands.discard)
         return errand
 
-    async def _live(self) -> Down:
-        """Wait for room, and live in it."""
+    async def _live(self) -> _End:
+        """Wait for room, and live in it.
+
+        Returns:
+            How it ended. Not `Down`, which knows this: a task keeps its result, and this its task.
+        """
         session_id = self._binding.session_id
         if self._seat is not None:
             self._seat.claim()
@@ -366,15 +373,15 @@ class Incarnation:
             if self._slots.has(session_id):
                 self._slots.give_back(session_id)
 
-    async def _read(self) -> Down:
+    async def _read(self) -> _End:
         """Read the process from its start to its end, and say what that was."""
         try:
             process = await self._start()
         except AgentError as error:
-            return Down(self, Exit(cause=str(error)), error)
+            return Exit(cause=str(error)), error
         except Exception as error:  # contains the adapter's failure: the session lives on
             wrapped = AgentStartFailed(f"The agent did not start: {error!r}")
-            return Down(self, Exit(cause=str(wrapped)), wrapped)
+            return Exit(cause=str(wrapped)), wrapped
         self._process = process
         cause = ""
         try:
@@ -392,7 +399,7 @@ class Incarnation:
         known = process.exit
         self._post(Faulty(self, cause or (known.cause if known else "") or ENDED))
         ended = await self._stop(process)
-        return Down(self, replace(ended, cause=cause) if cause else ended)
+        return replace(ended, cause=cause) if cause else ended, None
 
     def _hear(self, message: AgentMessage) -> bool:
         """Post a message; return whether so many are unserved that the process has to wait."""
@@ -417,12 +424,13 @@ class Incarnation:
             logger.exception("an agent process could not be stopped (pid %s)", process.pid)
             return Exit(cause=f"The agent could not be stopped: {error!r}")
 
-    def _over(self, life: asyncio.Task[Down]) -> None:
+    def _over(self, life: asyncio.Task[_End]) -> None:
         for errand in self._errands:
             errand.cancel()
-        given_up = Down(self, Exit(cause="given up before it was up"))
+        given_up = Exit(cause="given up before it was up")
+        ended, error = (given_up, None) if life.cancelled() else life.result()
         self.gone.set()
-        self._post(given_up if life.cancelled() else life.result())
+        self._post(Down(self, ended, error))
 
     async def _start(self) -> AgentProcess:
         limit = self._watchdogs.start_s

@@ -1191,7 +1191,7 @@ class Supervisor:
         """Let a session be that was closed before; it can be read for a while."""
         core.move(State.CLOSED, Closed(reason=CloseReason.REQUESTED))
         core.log.close()
-        core.mailbox.shut(lambda: SessionClosed(core.session_id))
+        core.mailbox.shut(partial(SessionClosed, core.session_id))
         core.ended.set()
 
     async def _run(self, entry: _Entry) -> None:
@@ -1354,7 +1354,7 @@ class Supervisor:
         core.ledger.suspend(Draining)
         core.log.close()
         core.mailbox.shut(
-            Draining if reason is CloseReason.DRAINED else lambda: SessionClosed(core.session_id)
+            Draining if reason is CloseReason.DRAINED else partial(SessionClosed, core.session_id)
         )
 
     async def _settle(self, core: SessionCore) -> None:
@@ -1388,7 +1388,7 @@ class Supervisor:
                 event = events.Event(seq, turn.turn_id, self._clock.now(), end)
             core.ledger.announce(turn, event)
         core.log.close()
-        core.mailbox.shut(lambda: SessionClosed(core.session_id))
+        core.mailbox.shut(partial(SessionClosed, core.session_id))
 
     async def _settle_requests(self, core: SessionCore) -> None:
         """Say of all that others know to wait for a human that it is lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,12 +16,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from session_supervisor import SessionSpec, State, Supervisor
+from session_supervisor import Retention, SessionSpec, State, Supervisor, SupervisorConfig
 from session_supervisor.agents.claude import ClaudeAgent
+from session_supervisor.stores.sqlite import SqliteStore
 from tests.conftest import MARKER as RUN
 from tests.e2e.offline import offline_model
 from tests.e2e.server import ROOT, eventually, pids
 from tests.e2e.sse import Event, streamed
+from tests.support.freed import uncollected
 
 ADA = {"Authorization": "Bearer token-of-ada"}
 BOB = {"Authorization": "Bearer token-of-bob"}
@@ -75,6 +78,31 @@ async def test_leaving_the_supervisor_ends_what_still_runs(
     assert (await running.wait()).outcome == "interrupted"
     assert (await waiting.wait()).outcome == "failed"
     assert pid not in pids()
+
+
+async def test_nothing_of_sessions_and_their_processes_waits_for_the_collector(
+    upstream: dict[str, str], tmp_path: Path
+) -> None:
+    store = SqliteStore(tmp_path / "sessions.db", Retention(ended_sessions=0))
+    agent = ClaudeAgent(env=upstream, config_dir=tmp_path / "config", transcripts=store.transcripts)
+
+    async def visit() -> None:
+        await (await supervisor.query("What is Docker?")).result()
+        session = await supervisor.start()
+        async for _ in await session.query("And an actor?"):
+            pass
+        await session.hibernate()
+        await (await session.query("Once more.")).result()
+        await supervisor.close(session.session_id)
+        await asyncio.sleep(1)  # what is left in pipes is waited for
+
+    async with Supervisor(
+        agent, store=store, config=SupervisorConfig(workspace=tmp_path / "work")
+    ) as supervisor:
+        await visit()
+        with uncollected() as found:
+            await visit()
+    assert not found
 
 
 # -- the examples, as programs -----------------------------------------------------------------

@@ -59,7 +59,10 @@ class Program(asyncio.SubprocessProtocol):
     def __init__(self, *, stderr_lines: int) -> None:
         self.on_stderr = None
         self.sent = set()
+        # Each knows the other, so this lets go of it in the end: what was a program is freed then.
         self._transport: asyncio.SubprocessTransport | None = None
+        self._pid = 0
+        self._returncode: int | None = None
         self._stdout = asyncio.StreamReader(limit=_CHUNK)
         self._stderr: deque[str] = deque(maxlen=stderr_lines)
         self._partial = b""
@@ -96,12 +99,12 @@ class Program(asyncio.SubprocessProtocol):
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._running.get_pid()
+        return self._pid
 
     @property
     def returncode(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""
-        return self._running.get_returncode() if self._exited.is_set() else None
+        return self._returncode
 
     @property
     def stderr(self) -> str:
@@ -123,8 +126,7 @@ class Program(asyncio.SubprocessProtocol):
         Raises:
             AgentGone: It has ended, or closed its standard input.
         """
-        pipe = self._stdin
-        if self._exited.is_set() or pipe.is_closing():
+        if self._exited.is_set() or (pipe := self._stdin).is_closing():
             raise AgentGone("The process has ended, or takes no more input.")
         pipe.write(data)
         await self._writable.wait()
@@ -133,7 +135,7 @@ class Program(asyncio.SubprocessProtocol):
 
     def close_input(self) -> None:
         """End its standard input."""
-        if not self._stdin.is_closing():
+        if self._transport is not None and not self._stdin.is_closing():
             self._stdin.close()
 
     async def frames(self, *, limit: int) -> AsyncIterator[JsonObject]:
@@ -192,7 +194,10 @@ class Program(asyncio.SubprocessProtocol):
         """Close what is left of the pipes."""
         for fd in tuple(self._open):
             self._close_output(fd)
-        self._running.close()
+        if self._transport is not None:
+            self._transport.close()
+            if self._exited.is_set():  # else its end is still to come
+                self._transport = None
 
     def is_stopped(self) -> bool:
         """Whether it is known to be stopped (SIGSTOP), so that asking it politely is vain."""
@@ -217,6 +222,7 @@ class Program(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport of the process that was started."""
         self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._pid = self._transport.get_pid()
         self._stdout.set_transport(self._pipe(1))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
@@ -241,6 +247,7 @@ class Program(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         """Note its end. The pipes may stay open, in the hands of its children."""
+        self._returncode = self._running.get_returncode()
         self._exited.set()
         self._writable.set()
         asyncio.get_running_loop().call_later(_DRAIN_S, self._release)

@@ -179,6 +179,50 @@ async def test_it_has_a_session_of_its_own() -> None:
         assert os.getsid(it.pid) == it.pid
 
 
+FREED = """
+import asyncio, gc, weakref
+import uvloop
+from session_supervisor.agents.claude.program import Program
+from session_supervisor.errors import AgentGone
+
+async def ended(killed):
+    program = await Program.start(["/bin/sh", "-c", "exec cat"], cwd="/tmp", env={})
+    pid, gone = program.pid, weakref.ref(program)
+    if killed:
+        await program.kill()
+    else:
+        program.close_input()
+        assert await program.wait(5)
+    await asyncio.sleep(1)  # for a while, what its children print is still taken
+    program.close_input()
+    assert (program.pid, program.returncode) == (pid, -9 if killed else 0)
+    try:
+        await program.write(b"x")
+    except AgentGone:
+        return gone
+    raise AssertionError("it took what was written")
+
+async def main():
+    for killed in (False, True):
+        gone = await ended(killed)
+        await asyncio.sleep(0.1)
+        assert gone() is None, "only the collector will free it"
+
+gc.disable()
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main())
+"""
+
+
+def test_what_has_ended_is_freed_without_the_collector() -> None:
+    """On the server's event loop, whose transports never let go of their protocol."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", FREED], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 async def test_what_cannot_be_started_is_told() -> None:
     with pytest.raises(OSError, match="nowhere"):
         await Program.start(["/bin/sh"], cwd="/nowhere", env={})
