@@ -107,6 +107,9 @@ T = TypeVar("T")
 ERASE_AGAIN_S = 60.0
 """Seconds after which a session that could not be erased is tried again."""
 
+STILL_READ = 64
+"""Ended sessions, the last ones, whose events stay at hand: somebody may be about to read them."""
+
 TRIM_EVERY_S = 60.0
 TRIM_PAUSE_S = 0.02
 """Seconds until the store is asked again to drop what it does not keep, and between its steps."""
@@ -204,6 +207,7 @@ class Supervisor:
         self._spending = Spending()
         self._pacing = Pacing(self._clock)
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._still_read: OrderedDict[str, EventLog] = OrderedDict()
         self._damaged: dict[str, Damaged] = {}
         self._monitors: set[Monitor] = set()
         self._starting = Starts(self._config.max_starting)
@@ -922,6 +926,7 @@ class Supervisor:
             entry.forget.cancel()
             entry.forget = None
         self._ended.pop(session_id, None)
+        self._still_read.pop(session_id, None)
 
     async def _new(self, spec: SessionSpec, owner: str, kind: SessionKind) -> SessionRecord:
         """Return a new session that nobody knows yet; only its directory is there."""
@@ -1428,6 +1433,10 @@ class Supervisor:
         ended_s = (self._clock.now() - since).total_seconds()
         after_s = min(max(0.0, kept_s - ended_s), kept_s)
         entry.forget = loop.call_later(after_s, self._forget_later, entry)
+        self._still_read[session_id] = entry.core.log
+        while len(self._still_read) > STILL_READ:
+            _, log = self._still_read.popitem(last=False)
+            log.forget()
         if deleted_at is not None:  # its owner does not know of others that end
             return
         self._ended[session_id] = None
@@ -1472,6 +1481,7 @@ class Supervisor:
             self._roster.drop(entry.core)
             entry.core.moved = nothing  # it would keep itself alive by it
             self._ended.pop(session_id, None)
+            self._still_read.pop(session_id, None)
 
     async def _erase(self, entry: _Entry, *, claims: bool = False) -> None:
         await self._erase_record(entry.core.record(closed=True), claims=claims)

@@ -12,9 +12,15 @@ from typing import TypeAlias
 
 import pytest
 
-from session_supervisor import PoolPolicy, Retention, Supervisor
+from session_supervisor import (
+    PoolPolicy,
+    Retention,
+    State,
+    Supervisor,
+)
 from session_supervisor.agents.scripted import Crash, Pause, Say, ScriptedAgent, UseTool, by_prompt
 from session_supervisor.asks import Allow
+from session_supervisor.supervisor import STILL_READ
 from tests.supervisor.test_recovery import KeptDirectories, KeptStore
 from tests.support.freed import uncollected
 from tests.support.sessions import supervisor_of
@@ -133,3 +139,22 @@ async def test_nothing_of_ended_sessions_that_were_found_is_left_in_cycles() -> 
             await asyncio.sleep(200)
             assert not supervisor.snapshot().sessions
     assert not found
+
+
+@virtual()
+async def test_events_of_sessions_that_ended_before_others_are_in_the_store_alone() -> None:
+    store = KeptStore()
+    async with supervisor_of(agent(), store=store, directories=KeptDirectories()) as supervisor:
+        first = await supervisor.query("hello")
+        text = (await first.result()).text
+        at_hand = supervisor.get(first.session_id).events()
+        assert at_hand.at_hand(), "a reader that is a little late need not ask the store"
+        for _ in range(STILL_READ):
+            await (await supervisor.query("hello")).result()
+            await asyncio.sleep(1)
+        session = supervisor.get(first.session_id)
+        assert session.state is State.CLOSED
+        assert not session.events().at_hand()
+        read = await session.events().read(1_000)
+        assert any(event.is_terminal for event in read)
+        assert (await first.result()).text == text
