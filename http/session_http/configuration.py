@@ -25,6 +25,7 @@ from session_http.values import (
     KeyFile,
     LogFormat,
     LogLevel,
+    Niceness,
     OnPermission,
     OpenPaths,
     Origins,
@@ -300,6 +301,11 @@ class ServerSettings(BaseSettings):
     max_starting: Annotated[Count, About(LIMITS, "N", "the number of cores")] = Field(
         default_factory=_cores,
         description="Most processes that start at the same time; more than cores makes all late.",
+    )
+    niceness: Annotated[Niceness, About(LIMITS, "N")] = Field(
+        default=3,
+        description="By how much Claude Code's processes go after the server for the processor, 0 "
+        "to 19. They go after the machine's other programs as well: 0 where those keep it busy.",
     )
     max_queued: Annotated[Count, About(LIMITS, "N")] = Field(
         default=16, description="Most queries that may wait in one session."

@@ -353,6 +353,7 @@ def agent(
             shared_dirs=_shared_by_owners(settings.cwd_root),
             sandbox=settings.sandbox,
             mcp_servers=mcp_servers(configuration),
+            niceness=settings.niceness,
             transcripts=None if store is None else store.transcripts,
             manifest=places.state.processes,
         )

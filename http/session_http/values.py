@@ -141,6 +141,7 @@ OrNone = BeforeValidator(_or_none)
 Text: TypeAlias = Annotated[str, MinLen(1), Expects("a text that is not empty")]
 Port: TypeAlias = Annotated[int, _Number, Ge(0), Le(65_535), Expects("a port, 0 to 65535")]
 Count: TypeAlias = Annotated[int, _Number, Ge(1), Expects("a whole number of at least 1")]
+Niceness: TypeAlias = Annotated[int, _Number, Ge(0), Le(19), Expects("a whole number from 0 to 19")]
 Bytes: TypeAlias = Annotated[
     ByteSize, _Number, Ge(1), Expects("a number of bytes, such as 1000000 or 10MiB")
 ]

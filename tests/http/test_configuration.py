@@ -280,6 +280,8 @@ def test_an_origin_is_as_browsers_write_it(tmp_path: Path) -> None:
         ("api_keys = 'x'", f"api_keys in FILE: it is only taken from {variable('api_keys')}."),
         ("max_live = true", "max_live in FILE: a number is wanted, not true or false."),
         ("max_live = 0", "max_live in FILE: 0 is not a whole number of at least 1."),
+        ("niceness = -1", "niceness in FILE: -1 is not a whole number from 0 to 19."),
+        ("niceness = 20", "niceness in FILE: 20 is not a whole number from 0 to 19."),
         ("port = 65536", "port in FILE: 65536 is not a port, 0 to 65535."),
         ("idle_timeout = inf", "idle_timeout in FILE: inf is not a number of seconds greater"),
         ("host = ''", "host in FILE: '' is not a text that is not empty."),

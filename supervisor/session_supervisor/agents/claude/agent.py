@@ -136,6 +136,7 @@ class ClaudeAgent:
         manifest: str | os.PathLike[str] | None = None,
         max_line: int = 64 * 2**20,
         stderr_lines: int = 100,
+        niceness: int = 0,
         stop_times: StopTimes | None = None,
     ) -> None:
         """Set up a factory; nothing is started, read or imported yet.
@@ -190,6 +191,9 @@ class ClaudeAgent:
             max_line: Longest message of the CLI, bytes. The SDK's own limit, 1 MiB, is less than
                 one picture.
             stderr_lines: How much of a process's standard error to keep, lines.
+            niceness: By how much processes go after ours for the processor, 0 to 19, as far as the
+                system lets us; ours stays as it is. 3 keeps a program answering in milliseconds
+                while its processes have all cores; they go after every other program as well.
             stop_times: How long stopping a process may take.
 
         Raises:
@@ -225,6 +229,7 @@ class ClaudeAgent:
         )
         self._max_line = max_line
         self._stderr_lines = stderr_lines
+        self._niceness = niceness
         self._stop_times = stop_times or StopTimes()
         self._transcripts = transcripts
         self._complete: dict[str, None] = {}
@@ -331,6 +336,7 @@ class ClaudeAgent:
             raise AgentStartFailed(
                 f"Claude Code cannot be started in the session's directory: {reason}."
             ) from error
+        program.go_after_us(self._niceness)
         if not proc.tag(program.pid, marker):
             _log.debug("A process of Claude Code carries its marker in its environment alone")
         new_translator = partial(

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from session_supervisor.agents.claude import precedence
 from session_supervisor.errors import AgentGone, AgentStartFailed
 from session_supervisor.spec import JsonObject
 
@@ -36,6 +37,9 @@ _KILL_S = 5.0
 
 _DESCRIPTORS = 12
 """Descriptors that starting a program takes for a moment, with a few to spare."""
+
+_LOWER_AGAIN_S = 0.1
+"""Seconds until the kernel, which did not let us have a program go after us, may do so."""
 
 _LINE_LIMIT = 4096
 """Characters of one line of standard error that are kept."""
@@ -178,6 +182,16 @@ class Program(asyncio.SubprocessProtocol):
             # Not by way of the transport, which would reap it behind the event loop's back.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def go_after_us(self, by: int) -> None:
+        """Let the processor be ours, and others', before it is its own or its children's.
+
+        Args:
+            by: By how much it is nicer than we are; 0 leaves it as it is.
+        """
+        # Until it is reaped its process id is nobody else's.
+        if not self._exited.is_set() and not precedence.lower(self.pid, by):
+            asyncio.get_running_loop().call_later(_LOWER_AGAIN_S, self.go_after_us, by)
 
     async def kill(self) -> None:
         """Kill it at once; return when it is gone and all that it printed is here.

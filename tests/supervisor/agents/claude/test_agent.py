@@ -111,6 +111,17 @@ def prompt(prompt_id: str = "p") -> Prompt:
     return Prompt(prompt_id=prompt_id, text="hello")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="niceness is Unix's")
+async def test_a_process_goes_after_ours_for_the_processor_where_that_is_wanted(
+    fake: FakeAgent,
+) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    for agent, by in ((fake(), 0), (fake(niceness=3), 3)):
+        async with talking(agent) as heard:
+            assert os.getpriority(os.PRIO_PROCESS, heard.process.pid) == min(ours + by, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == ours
+
+
 @pytest.mark.parametrize(
     ("manners", "told"),
     [
