@@ -131,14 +131,14 @@ async def measure(
         async with AsyncExitStack() as stack:
             servers = {
                 way: await stack.enter_async_context(
-                    serving("bench.suite.layer_server", _arguments(way, load, window_s))
+                    serving("bench.suite.layer_server", arguments(way, load, window_s))
                 )
                 for way in ways
             }
             for number in range(rounds):
                 for way in ways if number % 2 == 0 else tuple(reversed(ways)):
                     display.doing(f"layer {load.streams} x {load.offered:g}/s, {way.name}")
-                    taken[way].append(await _round(servers[way], load, window_s))
+                    taken[way].append(await one_round(servers[way], load, window_s))
                     display.step()
         for way, some in taken.items():
             cell = _cell(way, load, some)
@@ -169,15 +169,17 @@ def _tokens(load: Load, window_s: float) -> int:
     return round((_opening_s(load) + LATE_S + window_s + 2 * SETTLE_S) / load.delay_s) + 1
 
 
-def _arguments(way: Way, load: Load, window_s: float) -> Sequence[str]:
+def arguments(way: Way, load: Load, window_s: float) -> Sequence[str]:
+    """Return what `layer_server` is told for a load that outlasts the window."""
     pace = ("--tokens", str(_tokens(load, window_s)), "--delay-ms", str(load.delay_s * 1000))
     return ("--app", way.app, "--on", way.on, *pace, *(("--plain",) if load.plain else ()))
 
 
-async def _round(server: Server, load: Load, window_s: float) -> Round:
+async def one_round(server: Server, load: Load, window_s: float) -> Round:
+    """Put one load on one server."""
     done = Round()
     client = Client(server.url, timeout_s=_tokens(load, window_s) * load.delay_s * 2 + 10)
-    with _a_core_each(server.pid):
+    with a_core_each(server.pid):
         try:
             streams, begun = await _open(client, load)
             # A stream that has not begun would only make it easier for the others.
@@ -272,7 +274,7 @@ def _cell(way: Way, load: Load, rounds: Sequence[Round]) -> LayerCell:
 
 
 @contextmanager
-def _a_core_each(server: int) -> Generator[None]:
+def a_core_each(server: int) -> Generator[None]:
     """Give the server the first core, and this process the others, for a while."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:

@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import json
 import signal
+import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +27,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bench.ports import unused_port
+from bench.suite.changes import CHANGES
 from bench.suite.stamps import plain_word, word
 from session_http.accept import Acceptor
 from session_http.app import create_app
@@ -35,6 +38,7 @@ from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.port import TextBlock, TextDelta
 from session_supervisor.agents.scripted import Conversation, Pause, ScriptedAgent, Step
 from session_supervisor.spec import Prompt
+from session_supervisor.stores.sqlite import SqliteStore
 
 APPS = ("ours", "starlette", "fastapi")
 SERVERS = ("hypercorn", "uvicorn", "granian")
@@ -131,15 +135,23 @@ def fastapi_app(speech: Speech) -> FastAPI:
 
 
 @asynccontextmanager
-async def application(name: str, speech: Speech) -> AsyncGenerator[Any]:
-    """Open an application."""
+async def application(name: str, speech: Speech, *, stored: bool = False) -> AsyncGenerator[Any]:
+    """Open an application; ours may keep its sessions in SQLite."""
     match name:
         case "ours":
             config = SupervisorConfig(
                 max_sessions=MOST, max_live=MOST, max_waiting=MOST, max_starting=MOST
             )
             agent = ScriptedAgent(speech.script, history=0)
-            async with Supervisor(agent, config=config) as supervisor:
+            async with AsyncExitStack() as stack:
+                store = None
+                if stored:
+                    folder = stack.enter_context(tempfile.TemporaryDirectory())
+                    store = SqliteStore(Path(folder, "sessions.db"), config.retention)
+                    stack.push_async_callback(store.aclose)
+                supervisor = await stack.enter_async_context(
+                    Supervisor(agent, store=store, config=config)
+                )
                 yield create_app(supervisor)
                 await supervisor.drain(0.0)
         case "starlette":
@@ -229,7 +241,7 @@ def announce(port: int) -> None:
     print(f"http://127.0.0.1:{port}", flush=True)
 
 
-async def _main(app: str, server: str, speech: Speech) -> None:
+async def _main(app: str, server: str, speech: Speech, *, stored: bool) -> None:
     raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -240,7 +252,7 @@ async def _main(app: str, server: str, speech: Speech) -> None:
         "uvicorn": on_uvicorn,
         "granian": on_granian,
     }[server]
-    async with application(app, speech) as opened:
+    async with application(app, speech, stored=stored) as opened:
         with calm_collector():
             await serve(opened, stop)
 
@@ -252,11 +264,16 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--delay-ms", type=float, default=20.0)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--stored", action="store_true", help="ours: sessions are in SQLite")
+    parser.add_argument("--change", choices=CHANGES, help="ours: one setting is another")
     options = parser.parse_args()
+    if options.change is not None:
+        CHANGES[options.change].make()
     run(
         _main(
             options.app,
             options.on,
             Speech(options.tokens, options.delay_ms / 1000, plain=options.plain),
+            stored=options.stored,
         )
     )

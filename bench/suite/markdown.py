@@ -17,6 +17,7 @@ from bench.suite.tables import (
     scale_table,
     times_table,
     trend_table,
+    tuned_table,
     visits_table,
 )
 from bench.suite.targets import OURS
@@ -70,6 +71,8 @@ def _blocks(results: Results) -> Iterator[tuple[str, Sequence[str]]]:
         yield "techniques", [_table(ratio_table(given, OURS))]
     if results.layer:
         yield "layer", [_table(layer_table(results.layer))]
+    if results.tuned:
+        yield "settings", [_table(tuned_table(results.tuned))]
     if results.scale:
         yield (
             "scale",

@@ -16,15 +16,20 @@ from bench.suite.scenarios import SCENARIOS, Asking, Mode
 from bench.suite.targets import BARE, BASELINE, OURS, Pace
 from bench.turns import MODEL
 
-LAYER, TECHNIQUES, SCALE, SOAK = "layer", "techniques", "scale", "soak"
+LAYER, TECHNIQUES, SETTINGS, SCALE = "layer", "techniques", "settings", "scale"
+SOAK = "soak"
 
 FURTHER: Mapping[str, str] = {
     TECHNIQUES: "our server with a pool and recycling, and without",
     LAYER: "streams of our server, and of others, without any CLI",
+    SETTINGS: "the layer with one of the server's own settings changed",
     SCALE: "thousands of sessions on one server",
     SOAK: "mixed load for long, and whether the server grows",
 }
 """What can be asked for beside the scenarios."""
+
+ASKED_FOR = (SETTINGS, SOAK)
+"""Of these, what is only done when it is named."""
 
 WITHOUT: Mapping[str, str] = {
     "without recycling": "--no-recycle",
@@ -113,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help=f"of {', '.join(SCENARIOS)}; {further} (all but {SOAK})",
+        help=f"of {', '.join(SCENARIOS)}; {further} (all but {' and '.join(ASKED_FOR)})",
     )
     where = made.add_argument_group("targets")
     where.add_argument(
@@ -186,11 +191,11 @@ def choice_of(told: argparse.ArgumentParser, options: argparse.Namespace) -> Cho
     urls = dict(_named(one, number) for number, one in enumerate(options.target, start=1))
     if len(urls) < len(options.target):
         told.error("the two targets need different names")
-    starting = {LAYER, TECHNIQUES} & {*options.scenarios}
+    starting = {LAYER, TECHNIQUES, SETTINGS} & {*options.scenarios}
     if urls and (options.server or starting or options.profile):
         told.error(
-            "--target is about servers that run; --server, --profile, `layer` and `techniques` are "
-            "about such as are started"
+            "--target is about servers that run; --server, --profile, `layer`, `techniques` and "
+            "`settings` are about such as are started"
         )
     if SOAK in options.scenarios and not options.soak_rate * options.minutes > 0:
         told.error("a soak needs minutes and a rate above 0")
@@ -199,7 +204,7 @@ def choice_of(told: argparse.ArgumentParser, options: argparse.Namespace) -> Cho
         *(
             name
             for name in FURTHER
-            if name != SOAK and not (urls and name in (LAYER, TECHNIQUES, SCALE))
+            if name not in ASKED_FOR and not (urls and name in (LAYER, TECHNIQUES, SCALE))
         ),
     ]
     if options.quick and not options.scenarios:

@@ -19,6 +19,7 @@ from bench.suite.tables import (
     scale_table,
     times_table,
     trend_table,
+    tuned_table,
     visits_table,
 )
 from bench.suite.targets import OURS
@@ -116,6 +117,8 @@ def _sections(results: Results) -> Iterator[tuple[str, Iterator[str]]]:
         yield "What each technique gives", _techniques(results)
     if results.layer:
         yield "The layer itself", _layer(results)
+    if results.tuned:
+        yield "The server's settings", _settings(results)
     if results.scale:
         yield "Many sessions", _scale(results)
     if results.soak:
@@ -179,6 +182,14 @@ def _layer(results: Results) -> Iterator[str]:
         if svg is not None:
             yield _figure(svg)
     yield _table(layer_table(results.layer))
+
+
+def _settings(results: Results) -> Iterator[str]:
+    yield (
+        "<p>The layer without any CLI, as it is, and once more with one setting changed each, in "
+        "the same run and turn about.</p>"
+    )
+    yield _table(tuned_table(results.tuned))
 
 
 def _scale(results: Results) -> Iterator[str]:

@@ -128,6 +128,26 @@ class LayerCell(_Value):
     client_cpu_share: float
 
 
+class Tuned(_Value):
+    """Our server with one setting changed, or as it is, under one load.
+
+    Attributes:
+        load: What one of it is, in words.
+        change: What was changed, in words.
+        cpu_us: Processor time of the server for one, microseconds, in each round.
+        p50: Of the time that one took, milliseconds, in each round.
+        p99: The same.
+        errors: By code.
+    """
+
+    load: str
+    change: str
+    cpu_us: list[float]
+    p50: list[float]
+    p99: list[float]
+    errors: dict[str, int]
+
+
 class Looks(_Value):
     """How soon a server answers looks at it while something is asked of it.
 
@@ -286,6 +306,7 @@ class Results(_Value):
         cells: Of all scenarios.
         layer: Of the layer alone.
         techniques: One-off queries and starts of our server, with each technique and without.
+        tuned: Of our server with one of its own settings changed.
         scale: Of a server with many sessions.
         soak: Of a long load.
         profiles: Where processor time went.
@@ -303,6 +324,7 @@ class Results(_Value):
     cells: list[Cell]
     layer: list[LayerCell]
     techniques: list[Cell] = []
+    tuned: list[Tuned] = []
     scale: list[Scale] = []
     soak: list[Soak] = []
     profiles: list[Profile] = []
@@ -323,7 +345,9 @@ class Results(_Value):
     @property
     def is_empty(self) -> bool:
         """Whether nothing was measured."""
-        return not (self.cells or self.layer or self.techniques or self.scale or self.soak)
+        return not (
+            self.cells or self.layer or self.techniques or self.tuned or self.scale or self.soak
+        )
 
     def write(self, path: Path) -> None:
         """Write them to a file, which is replaced."""
@@ -372,6 +396,7 @@ def together(runs: Sequence[Results]) -> Results:
             "cells": _latest((run.cells for run in runs), lambda one: one.key),
             "layer": _latest((run.layer for run in runs), lambda one: (one.streams, one.offered)),
             "techniques": _latest((run.techniques for run in runs), lambda one: one.key),
+            "tuned": _latest((run.tuned for run in runs), lambda one: one.load),
             "scale": _latest((run.scale for run in runs), lambda one: (one.target, one.sessions)),
             "soak": _latest((run.soak for run in runs), lambda one: one.target),
             "profiles": _latest((run.profiles for run in runs), lambda one: one.load),

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.processes import serving
-from bench.suite import layer, scale, soak
+from bench.suite import layer, scale, soak, tuning
 from bench.suite.display import Display
 from bench.suite.observed import TASKS_FILE
-from bench.suite.options import LAYER, SCALE, SOAK, TECHNIQUES, WITHOUT, Choice
+from bench.suite.options import LAYER, SCALE, SETTINGS, SOAK, TECHNIQUES, WITHOUT, Choice
 from bench.suite.profile import profiler
-from bench.suite.results import LayerCell, Scale, Soak
+from bench.suite.results import LayerCell, Scale, Soak, Tuned
 from bench.suite.runner import Outcome, Settings, carry_out, steps
 from bench.suite.targets import BARE, OURS, NoTarget, Target, found, model_environment, ours, own
 from bench.suite.trend import trends
@@ -32,6 +32,7 @@ class Measured:
         scenarios: What they gave.
         techniques: What our server gave with each technique, and without.
         layer: What the layer gave.
+        tuned: What our server gave with one of its own settings changed.
         scale: What a server with many sessions gave.
         soak: What the long load gave.
         notes: What went wrong.
@@ -41,6 +42,7 @@ class Measured:
     scenarios: Outcome = field(default_factory=Outcome)
     techniques: Outcome = field(default_factory=Outcome)
     layer: list[LayerCell] = field(default_factory=list[LayerCell])
+    tuned: list[Tuned] = field(default_factory=list[Tuned])
     scale: list[Scale] = field(default_factory=list[Scale])
     soak: list[Soak] = field(default_factory=list[Soak])
     notes: list[str] = field(default_factory=list[str])
@@ -54,6 +56,7 @@ class Measured:
             "cells": self.scenarios.cells,
             "layer": self.layer,
             "techniques": self.techniques.cells,
+            "tuned": self.tuned,
             "scale": self.scale,
             "soak": self.soak,
             "profiles": [one for outcome in several for one in outcome.profiles],
@@ -103,6 +106,11 @@ async def measure(
                 measured.layer += await layer.measure(
                     layer.WAYS, [load], display, rounds=settings.rounds, window_s=choice.window_s
                 )
+        if SETTINGS in choice.names:
+            display.stage("settings", tuning.steps(settings.rounds))
+            await tuning.measure(
+                display, measured.tuned, rounds=settings.rounds, window_s=choice.window_s
+            )
         if SCALE in choice.names:
             display.stage("scale", scale.STEPS_OURS)
             wanted = scale.Wanted(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.quantiles import median
+from bench.quantiles import median, median_with_interval
 from bench.suite.histogram import SHARES, Distribution
 from bench.suite.judge import Ratio, load_of
-from bench.suite.results import Cell, LayerCell, Profile, Scale
+from bench.suite.results import Cell, LayerCell, Profile, Scale, Tuned
 from bench.suite.scenarios import SCENARIOS
 from bench.suite.trend import Trend
 
@@ -138,6 +138,40 @@ def _layer(cell: LayerCell) -> Sequence[str]:
         f"{cell.whole:,} of {cell.expected:,}{errors and f', {errors}'}",
         f"{cell.client_cpu_us:.1f}",
         f"{cell.client_cpu_share:.0%}",
+    )
+
+
+def tuned_table(tuned: Sequence[Tuned]) -> Table:
+    """Return what a setting of our server gives: the first of a load is the server as it is."""
+    first: dict[str, Tuned] = {}
+    rows = [_tuned(one, first.setdefault(one.load, one)) for one in tuned]
+    head = (
+        *("one", "the server", "errors", "CPU, us", "x as it is", "95% interval"),
+        *("p50, ms", "x", "p99, ms", "x"),
+    )
+    return Table(head=head, rows=rows, texts=3)
+
+
+def _tuned(one: Tuned, first: Tuned) -> Sequence[str]:
+    pairs = [a / b for a, b in zip(one.cpu_us, first.cpu_us, strict=False) if b]
+    cpu = median_with_interval(pairs) if pairs and one is not first else None
+    return (
+        one.load,
+        one.change,
+        _errors(one.errors) or "none",
+        f"{median(one.cpu_us):,.1f}" if one.cpu_us else "",
+        f"{cpu.value:.2f} x" if cpu else "",
+        f"{cpu.low:.2f} to {cpu.high:.2f}" if cpu and len(pairs) > 1 else "",
+        *_against(one.p50, first.p50 if one is not first else ()),
+        *_against(one.p99, first.p99 if one is not first else ()),
+    )
+
+
+def _against(times: Sequence[float], first: Sequence[float]) -> tuple[str, str]:
+    pairs = [a / b for a, b in zip(times, first, strict=False) if b]
+    return (
+        f"{median(times):,.2f}" if times else "",
+        f"{median(pairs):.2f} x" if pairs else "",
     )
 
 

@@ -26,6 +26,8 @@ from session_http.wire import ConnectionLimits, Wire
 logger = logging.getLogger(__name__)
 
 MOST_READ = 64 * 1024
+"""Bytes of a client at once. More would be quicker with long bodies, but h11 looks at how long a
+head, a trailer or a chunk's line is only between two reads: what comes in one is let through."""
 
 
 class Connection:

@@ -1,0 +1,83 @@
+"""The server's own settings: each change is made, and measured against the server as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from bench.processes import clean_surroundings
+from bench.suite import changes, layer, tuning
+from bench.suite.changes import CHANGES, LoadName
+from bench.suite.display import Display
+from bench.suite.results import Tuned
+from bench.suite.tables import tuned_table
+from rich.console import Console
+
+from session_http import accept, listen
+
+
+def tuned(change: str, cpu_us: list[float], *, p99: list[float]) -> Tuned:
+    return Tuned(load="a request", change=change, cpu_us=cpu_us, p50=[1.0, 1.0], p99=p99, errors={})
+
+
+def test_a_change_is_compared_round_by_round_with_the_server_as_it_is() -> None:
+    table = tuned_table(
+        [
+            tuned("as it is", [100.0, 200.0], p99=[10.0, 10.0]),
+            tuned("another", [150.0, 300.0], p99=[20.0, 20.0]),
+        ]
+    )
+    first, other = table.rows
+    assert (first[4], first[7], first[9]) == ("", "", "")
+    assert (other[4], other[5], other[7], other[9]) == (
+        "1.50 x",
+        "1.50 to 1.50",
+        "1.00 x",
+        "2.00 x",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "setting", "value"),
+    [("1 accepted in a step", accept, "AT_ONCE", 1), ("backlog 128", listen, "BACKLOG", 128)],
+)
+def test_a_change_is_made_to_what_the_server_reads(
+    name: str, module: object, setting: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, setting, getattr(module, setting))  # put back afterwards
+    assert getattr(module, setting) != value
+    CHANGES[name].make()
+    assert getattr(module, setting) == value
+
+
+def test_a_setting_that_the_server_does_not_have_any_more_is_noticed() -> None:
+    with pytest.raises(AttributeError, match="has no GONE"):
+        changes.setting(accept, "GONE", 1)
+
+
+@pytest.mark.anyio
+async def test_every_load_is_measured_on_a_server_with_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything = tuning.names_of
+    assert {one for load in tuning.LOADS for one in everything(load)} == {
+        tuning.AS_IT_IS,
+        *CHANGES,
+    }
+
+    def last_of(load: LoadName) -> Sequence[str]:
+        return everything(load)[-1:]
+
+    # A server for each would take half a minute to start.
+    monkeypatch.setattr(tuning, "names_of", last_of)
+    few = layer.Load(streams=4, offered=200.0, plain=False)
+    for name, value in {"STREAMS": few, "STORED": few, "STORM": 20, "USERS": 2}.items():
+        monkeypatch.setattr(tuning, name, value)
+    found: list[Tuned] = []
+    with clean_surroundings():
+        await tuning.measure(Display(Console(quiet=True)), found, rounds=1, window_s=0.2)
+    assert len(found) == len(tuning.LOADS) == tuning.steps(1)
+    assert {one.change for one in found} < {*CHANGES}
+    for one in found:
+        assert one.errors == {}
+        assert min(*one.cpu_us, *one.p50, *one.p99) > 0
