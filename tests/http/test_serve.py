@@ -268,7 +268,7 @@ async def test_a_client_that_reads_nothing_is_dropped() -> None:
         async with connected(address, events(session.session_id)) as raw:
             await raw.reader.readuntil(b"retry: ")
             raw.pause()
-            turn = await session.query("flood 50000")
+            turn = await session.query("flood 20000")
             await eventually(lambda: one.app.open_streams == 0)
             assert (await turn.result()).text == "Done."
 
