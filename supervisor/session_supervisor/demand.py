@@ -1,12 +1,13 @@
 """How many processes there are to be of each kind: learned from recent use.
 
 Of a kind whose processes come back, as many are wanted as were in use at once, at the most, in the
-last five minutes. Of one whose processes stay with their sessions, as many as were asked for within
-two seconds, from the second request on: one that never comes again would have a process started in
-vain. So what comes one at a time finds one, what comes in bursts finds a burst's worth, and what
-nobody asks for any more is let go of five minutes later. Where all that cannot be, owners share
-alike, and of an owner's kinds each gets its first before any gets its second: first those that were
-asked for more than once, and of these the most recently used.
+last five minutes, and one more where the last was still being renewed as the next was asked for. Of
+one whose processes stay with their sessions, as many as were asked for within two seconds, from the
+second request on: one that never comes again would have a process started in vain. So what comes
+one at a time finds one, what comes in bursts finds a burst's worth, and what nobody asks for any
+more is let go of five minutes later. Where all that cannot be, owners share alike, and of an
+owner's kinds each gets its first before any gets its second: first those that were asked for more
+than once, and of these the most recently used.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Pool:
         """Start what is missing, one at a time; return when to try again what cannot be now."""
         stock, time = self._stock, now()
         there = Counter(one.kind for one in stock.ready.values())
-        there.update(one.kind for one in stock.coming.values())
+        there.update(one.kind for one in (*stock.coming.values(), *stock.returning.values()))
         later: float | None = None
         for kind, count in wanted.items():
             pattern = stock.patterns.get(kind)

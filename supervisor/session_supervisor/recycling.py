@@ -41,6 +41,7 @@ async def take_back(stock: Stock, seat: Seat, spare: Spare) -> Exit:
     """
     moved = False
     coming = stock.returning[spare.name] = Coming(kind=spare.kind)
+    seat.uncount()
     held = {spare.process.conversation}
     try:
         try:
@@ -51,9 +52,10 @@ async def take_back(stock: Stock, seat: Seat, spare: Spare) -> Exit:
             await _renew(stock, seat, spare, coming, stored)
             _see_untouched(stock, spare)
         finally:
-            seat.uncount()
             del stock.returning[spare.name]
             coming.over.set()
+            # Also where somebody takes it at once, so that one more may be missing.
+            stock.bell.ring()
         stock.offer(spare, holder=seat.session_id, awaited_by=coming.awaited_by)
     except Exception as error:
         # Contains whatever fails here: a process of which nothing is known must not live on.

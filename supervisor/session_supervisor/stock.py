@@ -84,7 +84,7 @@ class Stock:
         self.wanting: dict[str, Seat] = {}
         """Those who have no slot yet, by session."""
         self.lent = Counter[str]()
-        """How many of each kind are to come back."""
+        """How many of each kind are in use, and are to come back."""
         self.counts = Counts()
         self.bell = Wakeup()
         self._over = Latch()
@@ -127,13 +127,16 @@ class Stock:
         """Note that somebody wants a process, and give it one that stands ready."""
         if seat.kind is None:
             return
-        returns = self.comes_back(seat.fingerprint)
-        in_use = self.lent[seat.kind] + 1 if returns else None
-        self.demand.note(seat.kind, now(), in_use=in_use)
-        self.patterns[seat.kind] = seat.fingerprint
-        if returns:
+        in_use: int | None = None
+        if self.comes_back(seat.fingerprint):
             self.lent[seat.kind] += 1
             seat.counted = True
+            # Who asks again at once finds the last one still being renewed: with one more there
+            # is one that stands ready. Not one for each: they are ready before the next answer is.
+            renewing = any(one.kind == seat.kind for one in self.returning.values())
+            in_use = self.lent[seat.kind] + renewing
+        self.demand.note(seat.kind, now(), in_use=in_use)
+        self.patterns[seat.kind] = seat.fingerprint
         spare = self._best(seat)
         if spare is None:
             self.wanting[seat.session_id] = seat

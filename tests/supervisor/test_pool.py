@@ -30,6 +30,7 @@ from session_supervisor.agents.scripted import (
     Step,
     UseTool,
 )
+from session_supervisor.agents.scripted.process import ScriptedProcess
 from session_supervisor.errors import AgentStartFailed
 from session_supervisor.spec import Prompt
 from session_supervisor.stores.memory import MemoryStore
@@ -106,6 +107,34 @@ async def test_the_first_starts_cold_and_the_next_has_its_process() -> None:
         pool = pool_of(supervisor)
         assert (pool.hits, pool.misses, pool.recycled, pool.ready) == (1, 1, 2, 1)
         assert agent.spawned == 1
+
+
+@virtual()
+@pytest.mark.parametrize("users", [1, 3])
+async def test_who_asks_again_at_once_finds_one_ready_and_one_more_is_kept_for_all(
+    monkeypatch: pytest.MonkeyPatch, users: int
+) -> None:
+    original = ScriptedProcess.renew
+
+    async def renew(process: ScriptedProcess) -> None:
+        await asyncio.sleep(0.1)
+        await original(process)
+
+    monkeypatch.setattr(ScriptedProcess, "renew", renew)
+    agent = agent_of()
+    waits: list[list[float]] = []
+
+    async def visit(supervisor: Supervisor, number: int) -> None:
+        await asyncio.sleep(number)
+        waits.append([(await ask(supervisor, "slow"))[1] - 5.0 for _ in range(8)])
+
+    async with pooling(agent) as supervisor:
+        await asyncio.gather(*(visit(supervisor, number) for number in range(users)))
+        for waited in waits:
+            assert waited[0] == START_S
+            assert waited[2:] == pytest.approx([0.0] * 6), "none waits for a renewal"
+        await asyncio.sleep(1)
+        assert agent.spawned == pool_of(supervisor).ready == users + 1
 
 
 @virtual()
