@@ -277,7 +277,7 @@ class ServerSettings(BaseSettings):
         "and have sessions and one-off queries take them.",
     )
     max_pooled: Annotated[Count, About(LIMITS, "N")] = Field(
-        default=4,
+        default=16,
         description="Most processes that stand ready so. They count as live, and give way to "
         "sessions at once.",
     )
@@ -287,7 +287,7 @@ class ServerSettings(BaseSettings):
         "is proven to be as it was when it came up.",
     )
     pool_max_uses: Annotated[Count, About(LIMITS, "N")] = Field(
-        default=50, description="Most one-off queries that a process answers."
+        default=250, description="Most one-off queries that a process answers."
     )
     pool_max_age: Annotated[Seconds, About(LIMITS, "S")] = Field(
         default=600.0,
