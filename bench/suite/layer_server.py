@@ -31,8 +31,9 @@ from bench.suite.changes import CHANGES
 from bench.suite.stamps import plain_word, word
 from session_http.accept import Acceptor
 from session_http.app import create_app
+from session_http.collector import calm_collector
 from session_http.listen import open_sockets
-from session_http.serve import calm_collector, raise_file_limit, run
+from session_http.serve import raise_file_limit, run
 from session_http.wire import ConnectionLimits, hypercorn_settings
 from session_supervisor import Supervisor, SupervisorConfig
 from session_supervisor.agents.port import TextBlock, TextDelta

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from bench.suite.layer_server import MOST, Speech
 from session_http.app import create_app
+from session_http.collector import calm_collector
 from session_http.listen import close_all, open_sockets, urls
 from session_http.serve import (
     Stop,
     StopTimes,
-    calm_collector,
     raise_file_limit,
     run,
     serve,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from session_http import TITLE, logs, parts, version
 from session_http.app import create_app
+from session_http.collector import calm_collector
 from session_http.credentials import Assumed, Credentials, CredentialState, Watched
 from session_http.hiding import hide_environment
 from session_http.keyfile import FIRST_OWNER, FirstKey, KeyFileError
@@ -23,7 +24,6 @@ from session_http.parts import CannotServe, Places
 from session_http.serve import (
     Stop,
     StopTimes,
-    calm_collector,
     raise_file_limit,
     run,
     serve,

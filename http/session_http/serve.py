@@ -16,7 +16,6 @@ spot.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -39,9 +38,6 @@ T = TypeVar("T")
 
 MOST_FILES = 65_536
 """File descriptors to ask for: out of them, a server can accept and start nothing."""
-
-COLLECTED_AFTER = (10_000, 10, 20)
-"""Objects after which the youngest are looked at, and how often before older ones are, and all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,26 +200,6 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a program's coroutine on uvloop, or on asyncio's own loop where there is no uvloop."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
-
-
-@contextmanager
-def calm_collector() -> Generator[None]:
-    """Have Python look for garbage in cycles less often; to be entered once all is set up.
-
-    By default it goes through everything that lives whenever a quarter of it is new. Events live
-    for as long as their log keeps them, so with a thousand streams that was a third of all time,
-    and half a second at a time in which nobody was sent anything. What is there now stays, and is
-    not looked at any more.
-    """
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTED_AFTER)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def _loop_factory() -> Any:

@@ -1,0 +1,71 @@
+"""When Python looks for garbage in cycles: at what is new often, at everything when it is quiet.
+
+By default it goes through everything that lives whenever a quarter of that is new. Events live for
+as long as their log keeps them, so with a thousand streams that was a third of all time, and a
+second at a time in which nobody was answered. Next to nothing of ours is garbage in cycles, and
+what is waits for a moment in which nobody else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+YOUNG = (5_000, 1 << 30, 1 << 30)
+"""New objects after which they are looked at, which takes a few milliseconds; and how often before
+older ones are, and all: never by itself."""
+
+LOOK_S = 1.0
+"""Seconds between two looks whether it is quiet."""
+
+QUIET = 0.1
+"""Share of a processor core below which it is."""
+
+DUE, OVERDUE = 20, 1_000
+"""Looks at new objects after which all are looked at: as soon as it is quiet, and in any case."""
+
+
+@contextmanager
+def calm_collector() -> Generator[None]:
+    """Have garbage in cycles looked for so, while the context is open.
+
+    To be entered with the event loop running, once all is set up: what is there then stays, and is
+    not looked at any more.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*YOUNG)
+    collector = _Collector()
+    try:
+        yield
+    finally:
+        collector.stop()
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+class _Collector:
+    """Has everything looked at when it is quiet."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _begin(self) -> None:
+        self._began, self._spent = self._loop.time(), time.process_time()
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        spent = time.process_time() - self._spent
+        quiet = spent < QUIET * (self._loop.time() - self._began)
+        if gc.get_count()[1] >= (DUE if quiet else OVERDUE):
+            gc.collect()
+        self._begin()
