@@ -422,9 +422,9 @@ class Actor:
 
     async def _serve(self) -> None:
         """Serve everything there is, and then tell readers what is new."""
-        if not self._serve_pieces():
-            while not self._closed and await self._serve_some():
-                pass
+        # Pieces first each time: many may have come while the store was waited for.
+        while not self._serve_pieces() and not self._closed and await self._serve_some():
+            pass
         self._log.tell()
 
     def _serve_pieces(self) -> bool:
