@@ -91,7 +91,7 @@ from session_supervisor.starts import Starts
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
 from session_supervisor.stores.records import Claim, Damaged, Lease, SessionRecord
-from session_supervisor.timers import Wakeup
+from session_supervisor.timers import Gate, Wakeup
 from session_supervisor.turns import Ledger
 from session_supervisor.workspaces import (
     SPARE,
@@ -193,6 +193,7 @@ class Supervisor:
             self._config.workspace, keep=self._store.durable
         )
         self._clock = clock or Clock()
+        self._gate = Gate()
         self._claims = Claims(
             self._store,
             clock=self._clock,
@@ -1098,7 +1099,7 @@ class Supervisor:
         self, record: SessionRecord, lease: Lease, place: Place | None, *, state: State
     ) -> _Entry:
         """Return a session as it was stored, in a given state."""
-        config, wakeup, clock = self._config, Wakeup(), self._clock.here()
+        config, wakeup, clock = self._config, Wakeup(self._gate), self._clock.here()
         core = SessionCore(
             session_id=record.session_id,
             owner=record.owner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Hashable
 
 TICK_S = 0.001
@@ -63,16 +64,58 @@ class Timers:
         return name
 
 
+WOKEN_AT_ONCE = 8
+"""Sleepers that go on in one step of the event loop: a millisecond or two of work."""
+
+
+class Gate:
+    """Lets a few sleepers go on in each step of the event loop, in the order in which they woke.
+
+    Whatever the loop finds to do, it does before it looks at anything new. So if a thousand
+    sessions are woken at once, a request that comes then would wait for all of them, and that for
+    each step that it takes. Those who wait here lose nothing by it: there is one processor core
+    for all.
+
+    For one event loop.
+    """
+
+    def __init__(self) -> None:
+        self.room = WOKEN_AT_ONCE
+        """How many more may go on before somebody has to wait."""
+        self._waiting = deque[asyncio.Future[None]]()
+
+    def wait(self, sleeper: asyncio.Future[None]) -> None:
+        """Let a sleeper go on for whom there is no room, as soon as it is its turn."""
+        if not self._waiting:
+            sleeper.get_loop().call_soon(self._open)
+        self._waiting.append(sleeper)
+
+    def _open(self) -> None:
+        """Make room, in another step."""
+        self.room = WOKEN_AT_ONCE
+        while self._waiting and self.room:
+            sleeper = self._waiting.popleft()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                self.room -= 1
+        if self._waiting:
+            self._waiting[0].get_loop().call_soon(self._open)
+
+
 class Wakeup:
     """A bell that one task sleeps by. Rung while nobody sleeps, it is heard by the next.
 
     Its alarm stays set while the sleeper's next time is no earlier: one who is woken a thousand
     times before its time has come needs one timer for it, and not a thousand.
+
+    Args:
+        gate: What the sleeper has to pass once it is woken; None: it goes on at once.
     """
 
-    __slots__ = ("_alarm", "_alarm_at", "_loop", "_rung", "_sleeper")
+    __slots__ = ("_alarm", "_alarm_at", "_gate", "_loop", "_rung", "_sleeper")
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate | None = None) -> None:
+        self._gate = gate
         self._rung = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -81,9 +124,18 @@ class Wakeup:
 
     def ring(self) -> None:
         """Wake the sleeper, or keep the next one from falling asleep."""
+        if self._rung:  # whoever slept then is on its way
+            return
         self._rung = True
         if self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
+            # Here and not in a method of the gate: it happens for every piece of text.
+            if self._gate is None:
+                self._sleeper.set_result(None)
+            elif self._gate.room:
+                self._gate.room -= 1
+                self._sleeper.set_result(None)
+            else:
+                self._gate.wait(self._sleeper)
 
     def mute(self) -> None:
         """Set no alarm any more; for a bell that nobody sleeps by again."""

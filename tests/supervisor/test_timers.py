@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from session_supervisor.timers import TICK_S, Timers, Wakeup, is_due
+from session_supervisor.timers import TICK_S, WOKEN_AT_ONCE, Gate, Timers, Wakeup, is_due
 from tests.support.virtual_time import virtual
 
 
@@ -73,3 +73,49 @@ async def test_who_is_woken_before_its_time_needs_no_other_alarm(
         await bell.wait(20.0)
         assert alarms == [10.0, 5_000.0, 20.0]
     bell.mute()
+
+
+@virtual()
+async def test_of_many_who_are_woken_at_once_few_go_on_in_a_step_in_their_order() -> None:
+    gate, loop, woken = Gate(), asyncio.get_running_loop(), list[int]()
+    bells = [Wakeup(gate) for _ in range(5 * WOKEN_AT_ONCE + 1)]
+
+    async def sleep(number: int) -> None:
+        await bells[number].wait(None)
+        woken.append(number)
+
+    async with asyncio.TaskGroup() as sleepers:
+        for number in range(len(bells)):
+            sleepers.create_task(sleep(number))
+        await asyncio.sleep(1)
+        for bell in bells:
+            bell.ring()
+            bell.ring()  # again does no harm
+        in_steps = list[int]()
+        while len(woken) < len(bells):
+            before = len(woken)
+            await asyncio.sleep(0)
+            in_steps.append(len(woken) - before)
+    assert woken == list(range(len(bells)))
+    assert max(in_steps) <= WOKEN_AT_ONCE
+    assert loop.time() == 1.0
+
+
+@virtual()
+async def test_who_gives_up_waiting_at_a_gate_takes_nobody_elses_place() -> None:
+    gate = Gate()
+    bells = [Wakeup(gate) for _ in range(3 * WOKEN_AT_ONCE)]
+    tasks = [asyncio.create_task(bell.wait(None)) for bell in bells]
+    await asyncio.sleep(1)
+    for bell in bells:
+        bell.ring()
+    gone = tasks[WOKEN_AT_ONCE : 2 * WOKEN_AT_ONCE]
+    for task in gone:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert [task.cancelled() for task in tasks] == [task in gone for task in tasks]
+    # And there is room again.
+    task = asyncio.create_task(bells[0].wait(None))
+    await asyncio.sleep(1)
+    bells[0].ring()
+    await task

@@ -12,6 +12,7 @@ from session_supervisor.agents.scripted.process import ScriptedProcess
 from session_supervisor.agents.scripted.script import Script, echo
 from session_supervisor.errors import AgentError, InvalidSpec, ResumeNotFound
 from session_supervisor.spec import SessionSpec
+from session_supervisor.timers import Gate
 
 __all__ = ["TOOLS", "Manners", "ScriptedAgent", "Start"]
 
@@ -71,6 +72,8 @@ class ScriptedAgent:
         self._live = 0
         self._conversations: dict[str, Memory] = {}
         self._begun = 0
+        self._gate = Gate()
+        self._gate_loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def live(self) -> int:
@@ -183,6 +186,9 @@ class ScriptedAgent:
             current, current_id = Memory(writers=1), self._new_id()
             return self._life(fingerprint, current, current_id), current_id
 
+        loop = asyncio.get_running_loop()
+        if loop is not self._gate_loop:
+            self._gate, self._gate_loop = Gate(), loop
         process = ScriptedProcess(
             self._life(fingerprint, memory, agent_session_id),
             fingerprint=fingerprint,
@@ -190,6 +196,7 @@ class ScriptedAgent:
             stop_s=self._manners.stop_s,
             on_exit=lambda: self._leave(current),
             begin_anew=begin_anew,
+            gate=self._gate,
         )
         self.processes.append(process)
         return process

@@ -21,7 +21,7 @@ from session_supervisor.agents.scripted.script import Complain, Crash, Freeze
 from session_supervisor.asks import Decision
 from session_supervisor.errors import AgentGone, CannotRenew
 from session_supervisor.spec import PermissionMode, Prompt
-from session_supervisor.timers import Wakeup
+from session_supervisor.timers import Gate, Wakeup
 
 BURST = 16
 """Messages in a row without the event loop having its turn, as from one read of a pipe."""
@@ -40,6 +40,7 @@ class ScriptedProcess:
         stop_s: Seconds that it takes to stop.
         on_exit: Called once, when it ends.
         begin_anew: Called when it is renewed; returns a life and the id of its conversation.
+        gate: What it has to pass when it wakes; None: nothing.
 
     Attributes:
         agent_session_id: The id of its conversation.
@@ -58,6 +59,7 @@ class ScriptedProcess:
         stop_s: float,
         on_exit: Callable[[], None],
         begin_anew: Callable[[], tuple[Life, str]],
+        gate: Gate | None = None,
     ) -> None:
         self._begin_anew = begin_anew
         self._touched = False
@@ -77,7 +79,7 @@ class ScriptedProcess:
         self._stopping = False
         self._read = False
         self._burst = 0
-        self._bell = Wakeup()
+        self._bell = Wakeup(gate)
         self._responsive = asyncio.Event()
         self._responsive.set()
         self._ended = asyncio.Event()

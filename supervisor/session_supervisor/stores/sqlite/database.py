@@ -32,8 +32,8 @@ Work = Callable[[sqlite3.Connection], T]
 MOST_AT_ONCE = 1024
 """Most pieces of work in one transaction, so that the first need not wait for ever more."""
 
-MOST_WOKEN = 64
-"""Most who wait that are answered at once: what they all do then holds up everybody else."""
+MOST_WOKEN = 8
+"""Most who wait that are answered in one step of the event loop, as in `timers.Gate`."""
 
 BUSY_S = 5.0
 """Seconds to wait for another program that has the file locked, such as a backup."""
