@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
-from session_http import accept, connection, listen, logs, serve
+from session_http import accept, collector, connection, listen, logs, serve
 
 LoadName: TypeAlias = Literal["streams", "stored", "requests", "downloads", "uploads", "storm"]
 
@@ -71,13 +71,10 @@ CHANGES: Mapping[str, Change] = {
         ("streams", "stored", "requests", "storm"), setting(serve, "_loop_factory", lambda: None)
     ),
     "collector: Python's thresholds": Change(
-        ("streams",), setting(serve, "COLLECTED_AFTER", gc.get_threshold())
+        ("streams",), setting(collector, "YOUNG", gc.get_threshold())
     ),
     "collector: ten times as rarely": Change(
-        ("streams",),
-        setting(
-            serve, "COLLECTED_AFTER", (serve.COLLECTED_AFTER[0] * 10, *serve.COLLECTED_AFTER[1:])
-        ),
+        ("streams",), setting(collector, "YOUNG", (collector.YOUNG[0] * 10, *collector.YOUNG[1:]))
     ),
     "threads switched after 1 ms": Change(("stored",), lambda: sys.setswitchinterval(0.001)),
     "threads switched after 20 ms": Change(("stored",), lambda: sys.setswitchinterval(0.02)),
