@@ -278,8 +278,9 @@ class ServerSettings(BaseSettings):
     )
     max_pooled: Annotated[Count, About(LIMITS, "N")] = Field(
         default=16,
-        description="Most processes that stand ready so. They count as live, and give way to "
-        "sessions at once.",
+        description="Most processes that stand ready so; half of what `max_live` and "
+        "`memory_budget` allow, if that is less. They count as live, and give way to sessions at "
+        "once.",
     )
     recycle: Annotated[Switch, About(LIMITS)] = Field(
         default=True,

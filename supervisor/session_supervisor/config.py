@@ -122,9 +122,8 @@ class PoolPolicy:
     """How many processes stand ready before anybody needs them, and how long one is used.
 
     Attributes:
-        max_pooled: Most processes that stand ready, or come up to do so. They have room within
-            `max_live` and the memory budget, and give way to sessions at once: what is learned
-            from use decides how many there are, and this only where use is many.
+        max_pooled: Most processes that stand ready, or come up to do so; half of what `max_live`
+            and the memory budget allow, if that is less. They give way to sessions at once.
         recycle: Whether the process of a one-off is used for the next one of the same owner, once
             it is proven to be as it was when it came up.
         max_uses: One-offs that a process serves at the most. Claude Code compiles what it does

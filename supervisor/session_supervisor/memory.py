@@ -27,6 +27,11 @@ class Memory:
         self._process_bytes = process_bytes
         self._measured: dict[str, int] = {}
 
+    @property
+    def processes(self) -> int:
+        """How many there is room for, if each takes what is expected of one."""
+        return self.budget_bytes // self._process_bytes
+
     def measured(self, session_id: str, size_bytes: int) -> None:
         """Note what a session's processes take."""
         self._measured[session_id] = size_bytes

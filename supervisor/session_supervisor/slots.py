@@ -73,6 +73,12 @@ class Slots:
         busy = [one for one in self._stay() if one not in self._resting and memory.knows(one)]
         return not memory.suffices(busy, 1)
 
+    @property
+    def most(self) -> int:
+        """How many processes there may be, as far as that can be said before they are measured."""
+        memory = self._memory
+        return self._bound if memory is None else min(self._bound, max(1, memory.processes))
+
     def waits(self, session_id: str) -> bool:
         """Return whether a session waits for one."""
         return session_id in self._waiting

@@ -219,7 +219,10 @@ class Stock:
         """Return how many are to stand ready of each kind."""
         wanted = self.demand.wanted(now())
         owners = {kind: self.patterns[kind].owner for kind in wanted}
-        return shares(wanted, self.policy.max_pooled, owners)
+        # Half of what there may be at the most: who comes with another kind must not have to stop
+        # one each time, which is the one that rests least, whosesoever it is.
+        most = min(self.policy.max_pooled, (self.slots.most + 1) // 2)
+        return shares(wanted, most, owners)
 
     def is_welcome(self, spare: Spare) -> bool:
         """Whether anybody wants one more of its kind."""
