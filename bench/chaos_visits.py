@@ -33,6 +33,9 @@ _FILES = """
 [[tool Glob {"pattern": "*"}]]"""
 """Has a one-off leave a file, and answer with the names of all that there are."""
 
+NO_FILES = "No files found"
+"""How Claude Code says that there are none."""
+
 Running = Callable[[], Collection[int]]
 """Tells which Claude Code processes run, by their ids."""
 
@@ -118,7 +121,7 @@ class Visitor:
                 continue
             self._record.answered(answer.status, answer.body, "a one-off")
             self._record.oneoffs += answer.status == 200
-            check_oneoff(self._record, word, answer)
+            check_oneoff(self._record, word, answer, by_file=bool(files))
 
     async def close(self, conversation: Conversation) -> None:
         """Close it, whatever it does; then it is gone, with its process."""
@@ -160,12 +163,22 @@ class Visitor:
         return answer.body.get("pid")
 
 
-def check_oneoff(record: Record, word: str, answer: Answer) -> None:
-    """The answer to a one-off is to what it was told, and to nothing that anybody else was."""
+def check_oneoff(record: Record, word: str, answer: Answer, *, by_file: bool = False) -> None:
+    """The answer to a one-off is to what it was told, and to nothing that anybody else was.
+
+    Args:
+        record: Where a violation is noted.
+        word: What it was told.
+        answer: What it answered.
+        by_file: Whether it was to leave the word in a file's name, and to answer with those that
+            it finds. A full disk takes no file, and to say so is right.
+    """
     known = set(words(json.dumps(dict(answer.body))))
     if strange := sorted(known - {word}):
         record.violate("a one-off is by itself", f"told {word}, it knows {strange}: {answer}")
-    if answer.status == 200 and answer.body["outcome"] == "completed" and word not in known:
+    says_none = by_file and NO_FILES in str(answer.body.get("response"))
+    completed = answer.status == 200 and answer.body["outcome"] == "completed"
+    if completed and word not in known and not says_none:
         record.violate("a one-off is by itself", f"it does not know {word}: {answer}")
     if answer.status not in (200, 500, *REFUSALS):
         record.violate("answers are those of the API", f"a one-off: {answer}")

@@ -422,9 +422,11 @@ class Actor:
 
     async def _serve(self) -> None:
         """Serve everything there is, and then tell readers what is new."""
-        # Pieces first each time: many may have come while the store was waited for.
-        while not self._serve_pieces() and not self._closed and await self._serve_some():
-            pass
+        if not self._serve_pieces():
+            while not self._closed and await self._serve_some():
+                # Many may have come while the store was waited for. The rest is looked at again
+                # in any case: a turn that was only just handed over has more to be done for it.
+                self._serve_pieces()
         self._log.tell()
 
     def _serve_pieces(self) -> bool:

@@ -145,6 +145,14 @@ def test_a_oneoff_that_knows_of_anything_else_is_found(answer: Answer, promise: 
     assert run.broken() == {promise}
 
 
+def test_a_full_disk_takes_no_file_and_the_oneoff_may_say_so() -> None:
+    run = OldRun()
+    check_oneoff(run.record, "mine", of_a_oneoff("Glob answered:\nNo files found"), by_file=True)
+    assert run.broken() == set()
+    check_oneoff(run.record, "mine", of_a_oneoff("Remember yours.txt"), by_file=True)
+    assert run.broken() == {ALONE}
+
+
 class Recycling(Books):
     """One process answers all one-offs, and is cleared in between, or not."""
 

@@ -57,7 +57,7 @@ async def test_all_three_say_the_same(plain: bool) -> None:
 async def test_every_way_is_measured_and_every_stream_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layer, "LATE_S", 60.0)  # however busy the machine is
+    monkeypatch.setattr(layer, "LATE_S", 6.0)  # on a busy machine, too; each way lasts as long
     load = layer.Load(streams=8, offered=400.0, plain=False)
     with clean_surroundings():
         cells = await layer.measure(
