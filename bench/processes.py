@@ -165,10 +165,13 @@ class Memory:
     Attributes:
         uss: What would be freed if it ended (unique set size).
         pss: That and its share of what it has in common with others (proportional set size).
+        own: What it has taken for itself (anonymous memory): not its program's and its libraries'
+            files, which count to `uss` or not as others have them open too.
     """
 
     uss: int
     pss: int
+    own: int
 
     @classmethod
     def of(cls, pid: int | str = "self") -> Memory:
@@ -178,7 +181,11 @@ class Memory:
         for line in rollup.splitlines()[1:]:
             name, _, size = line.partition(":")
             sizes[name] = int(size.split()[0]) * 1024
-        return cls(uss=sizes["Private_Clean"] + sizes["Private_Dirty"], pss=sizes["Pss"])
+        return cls(
+            uss=sizes["Private_Clean"] + sizes["Private_Dirty"],
+            pss=sizes["Pss"],
+            own=sizes["Anonymous"],
+        )
 
 
 async def _first_url(lines: asyncio.StreamReader) -> str | None:

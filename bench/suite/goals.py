@@ -173,7 +173,7 @@ def _flat(results: Results) -> Goal:
     if soak is None or soak.seconds < SOAK_S:
         short = "" if soak is None else f"the soak lasted {soak.seconds / 60:.1f} minutes"
         return Goal(text=text, measured=short, met=None)
-    memory = next((one for one in trends(soak) if one.what.startswith("server, USS")), None)
+    memory = next((one for one in trends(soak) if one.what.startswith("server, own memory")), None)
     if memory is None:
         return Goal(text=text, measured="too few samples", met=None)
     return Goal(text=text, measured=str(memory), met=memory.verdict == "flat")

@@ -157,9 +157,9 @@ def soak(done: Soak) -> str | None:
     with rc_context(dict(STYLE)):
         figure = _figure(7.6, 5.6)
         memory, counts, answers = figure.subplots(3, 1, sharex=True)
-        for name, colour in (("uss", "#2563eb"), ("pss", "#93c5fd")):
+        for name, label, colour in (("own", "own", "#2563eb"), ("pss", "PSS", "#93c5fd")):
             sizes = [getattr(one, name) / 1e6 for one in done.samples]
-            memory.plot(minutes, sizes, label=f"server, {name.upper()}", color=colour)
+            memory.plot(minutes, sizes, label=f"server, {label}", color=colour)
         memory.set_ylabel("MB")
         memory.set_ylim(bottom=0)
         for name, colour in (

@@ -193,8 +193,8 @@ class Sample(_Value):
 
     Attributes:
         at_s: Seconds after the soak began.
-        uss: Memory of the server alone that would be freed with it, bytes.
-        pss: That and its share of what it has in common with others.
+        own: Memory that the server has taken for itself, bytes.
+        pss: That, its files, and its share of what it has in common with others.
         tree_pss: The same of it and all its processes.
         processes: How many it has.
         descriptors: That it has open.
@@ -203,7 +203,7 @@ class Sample(_Value):
     """
 
     at_s: float
-    uss: int
+    own: int
     pss: int
     tree_pss: int
     processes: int

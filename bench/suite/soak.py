@@ -186,7 +186,7 @@ class Soaking:
         memory, tree = Memory.of(pid), tree_of(pid)
         return Sample(
             at_s=at_s,
-            uss=memory.uss,
+            own=memory.own,
             pss=memory.pss,
             tree_pss=tree.pss,
             processes=tree.processes,

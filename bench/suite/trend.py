@@ -35,7 +35,7 @@ RULE = (
 )
 
 MEASURES: Sequence[tuple[str, str, float]] = (
-    ("server, USS, MB", "uss", 1e6),
+    ("server, own memory, MB", "own", 1e6),
     ("server, PSS, MB", "pss", 1e6),
     ("with all processes, PSS, MB", "tree_pss", 1e6),
     ("processes", "processes", 1.0),

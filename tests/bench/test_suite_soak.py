@@ -30,14 +30,14 @@ QUIET = Display(Console(quiet=True))
 HALF_AN_HOUR = 1_800.0
 
 
-def soak_of(uss: Callable[[float], float], *, seconds: float = HALF_AN_HOUR) -> Soak:
+def soak_of(own: Callable[[float], float], *, seconds: float = HALF_AN_HOUR) -> Soak:
     """Return a soak whose server had so many bytes at each second."""
     samples = [
         Sample(
             at_s=at,
-            uss=round(uss(at)),
-            pss=round(uss(at)),
-            tree_pss=round(uss(at)),
+            own=round(own(at)),
+            pss=round(own(at)),
+            tree_pss=round(own(at)),
             processes=4,
             descriptors=40,
             threads=6,
@@ -61,7 +61,7 @@ def soak_of(uss: Callable[[float], float], *, seconds: float = HALF_AN_HOUR) -> 
 
 
 def verdict(soak: Soak) -> str:
-    return next(one.verdict for one in trends(soak) if one.what.startswith("server, USS"))
+    return next(one.verdict for one in trends(soak) if one.what.startswith("server, own memory"))
 
 
 def test_noise_is_flat_and_what_grows_at_first_does_not_count() -> None:
@@ -195,7 +195,7 @@ async def test_our_server_tells_its_tasks_without_being_stopped(tmp_path: Path) 
     assert sample.tasks is not None
     assert 1 <= sample.tasks < 200
     assert sample.descriptors > 5
-    assert 20e6 < sample.uss <= sample.pss
+    assert 10e6 < sample.own <= sample.pss
     gone = Target(name="x", url=target.url, pid=target.pid, paths=frozenset(), headers={})
     assert await lost(gone) == "its process has ended"
 
