@@ -1,7 +1,8 @@
-"""A port for a program that cannot be told to take any that is free."""
+"""A port for a program that cannot be told to take any that is free, nor tells that it has it."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 from contextlib import closing
@@ -22,3 +23,16 @@ def unused_port(host: str = "127.0.0.1") -> int:
                 continue
             return port
     raise AssertionError("a hundred ports are taken")
+
+
+async def listens(port: int) -> None:
+    """Return once somebody listens on a port of this machine."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return

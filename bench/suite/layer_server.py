@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from bench.ports import unused_port
+from bench.ports import listens, unused_port
 from bench.suite.changes import CHANGES
 from bench.suite.stamps import plain_word, word
 from session_http.accept import Acceptor
@@ -217,24 +217,13 @@ async def on_granian(app: Any, stop: asyncio.Event) -> None:
         websockets=False,
     )
     serving = asyncio.create_task(server.serve())
-    await _listens(port)
+    await listens(port)
     announce(port)
     try:
         await stop.wait()
     finally:
         server.stop()  # type: ignore[no-untyped-call]
         await serving
-
-
-async def _listens(port: int) -> None:
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.02)
-        else:
-            writer.close()
-            return
 
 
 def announce(port: int) -> None:

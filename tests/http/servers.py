@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from bench.ports import unused_port
+from bench.ports import listens, unused_port
 from hypercorn.config import Config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -197,7 +197,8 @@ class Granian:
         )
         serving = asyncio.create_task(server.serve())
         try:
-            await _listens(port)
+            async with asyncio.timeout(PATIENCE_S):
+                await listens(port)
             yield cls(switch, port)
         finally:
             server.stop()  # type: ignore[no-untyped-call]
@@ -214,16 +215,3 @@ class Granian:
             async with asyncio.timeout(PATIENCE_S):
                 await world.app.all_answered()
             self._switch.app = None
-
-
-async def _listens(port: int) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                await writer.wait_closed()
-                return

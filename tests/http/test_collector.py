@@ -32,15 +32,20 @@ def survive() -> None:
         gc.collect(0)
 
 
+def old_garbage() -> asyncio.Event:
+    """Leave a knot that is not looked at any more by itself; return what is set when it goes."""
+    knot = Knot()
+    gone = asyncio.Event()
+    weakref.finalize(knot, gone.set)
+    survive()
+    return gone
+
+
 async def test_what_became_old_is_found_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "LOOK_S", 0.01)
     monkeypatch.setattr(collector, "QUIET", 100.0)
     with calm_collector():
-        knot = Knot()
-        gone = asyncio.Event()
-        weakref.finalize(knot, gone.set)
-        survive()
-        del knot
+        gone = old_garbage()
         await gone.wait()
 
 
@@ -50,11 +55,7 @@ async def test_nothing_old_is_looked_at_while_there_is_much_to_do(
     monkeypatch.setattr(collector, "LOOK_S", 0.01)
     monkeypatch.setattr(collector, "QUIET", 0.0)
     with calm_collector():
-        knot = Knot()
-        gone = asyncio.Event()
-        weakref.finalize(knot, gone.set)
-        survive()
-        del knot
+        gone = old_garbage()
         gc.collect(0)
         await asyncio.sleep(0.05)
         assert not gone.is_set()

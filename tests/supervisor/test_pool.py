@@ -59,6 +59,21 @@ def agent_of(**manners: Any) -> ScriptedAgent:
     return ScriptedAgent(script, start=Start(delay_s=START_S), manners=Manners(**manners))
 
 
+def renewing_takes(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, *, begun: asyncio.Event | None = None
+) -> None:
+    """Have each renewal take so long, and tell that one has begun."""
+    original = ScriptedProcess.renew
+
+    async def renew(process: ScriptedProcess) -> None:
+        if begun is not None:
+            begun.set()
+        await asyncio.sleep(seconds)
+        await original(process)
+
+    monkeypatch.setattr(ScriptedProcess, "renew", renew)
+
+
 @asynccontextmanager
 async def pooling(
     agent: ScriptedAgent, *, max_starting: int = 2, max_live: int = 8, **policy: Any
@@ -114,13 +129,7 @@ async def test_the_first_starts_cold_and_the_next_has_its_process() -> None:
 async def test_who_asks_again_at_once_finds_one_ready_and_one_more_is_kept_for_all(
     monkeypatch: pytest.MonkeyPatch, users: int
 ) -> None:
-    original = ScriptedProcess.renew
-
-    async def renew(process: ScriptedProcess) -> None:
-        await asyncio.sleep(0.1)
-        await original(process)
-
-    monkeypatch.setattr(ScriptedProcess, "renew", renew)
+    renewing_takes(monkeypatch, 0.1)
     agent = agent_of()
     waits: list[list[float]] = []
 

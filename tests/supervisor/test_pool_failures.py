@@ -14,7 +14,14 @@ from session_supervisor.agents.scripted.process import ScriptedProcess
 from session_supervisor.errors import AgentError, CannotRenew
 from session_supervisor.seats import COME_UP_S, RETURN_S
 from session_supervisor.stock import AGAIN_S
-from tests.supervisor.test_pool import START_S, agent_of, ask, pool_of, pooling
+from tests.supervisor.test_pool import (
+    START_S,
+    agent_of,
+    ask,
+    pool_of,
+    pooling,
+    renewing_takes,
+)
 from tests.support.virtual_time import virtual
 
 MIB = 2**20
@@ -134,13 +141,7 @@ async def test_one_that_is_renewed_gives_way_to_who_is_of_another_kind(
 async def test_who_is_of_the_same_kind_waits_for_one_that_is_renewed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = ScriptedProcess.renew
-
-    async def renew(process: ScriptedProcess) -> None:
-        await asyncio.sleep(0.05)
-        await original(process)
-
-    monkeypatch.setattr(ScriptedProcess, "renew", renew)
+    renewing_takes(monkeypatch, 0.05)
     agent = agent_of()
     async with pooling(agent, max_live=1) as supervisor:
         await ask(supervisor)
@@ -154,13 +155,7 @@ async def test_who_is_of_the_same_kind_waits_for_one_that_is_renewed(
 async def test_who_comes_as_one_is_renewed_waits_for_that_but_not_long(
     monkeypatch: pytest.MonkeyPatch, renewal_s: float
 ) -> None:
-    original = ScriptedProcess.renew
-
-    async def renew(process: ScriptedProcess) -> None:
-        await asyncio.sleep(renewal_s)
-        await original(process)
-
-    monkeypatch.setattr(ScriptedProcess, "renew", renew)
+    renewing_takes(monkeypatch, renewal_s)
     agent = agent_of()
     async with pooling(agent) as supervisor:
         await ask(supervisor)
@@ -246,14 +241,7 @@ async def test_a_drain_in_the_middle_of_a_renewal_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     renewing = asyncio.Event()
-    original = ScriptedProcess.renew
-
-    async def renew(process: ScriptedProcess) -> None:
-        renewing.set()
-        await asyncio.sleep(1)
-        await original(process)
-
-    monkeypatch.setattr(ScriptedProcess, "renew", renew)
+    renewing_takes(monkeypatch, 1.0, begun=renewing)
     agent = agent_of()
     async with pooling(agent) as supervisor:
         await ask(supervisor)
