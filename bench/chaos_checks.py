@@ -22,7 +22,7 @@ AT_ONCE = 4
 SETTLE_S = 60.0
 """Seconds in which what was queued must have run."""
 
-CLOSED_S = 30.0
+CLOSED_S = 10.0
 """Seconds in which what belonged to closed sessions must be gone."""
 
 MORE_TASKS, MORE_DESCRIPTORS, MORE_MEMORY = 4, 6, 48 * 2**20

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import math
 import os
 import random
 import signal
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from bench.chaos_conversation import Bag
@@ -193,8 +195,10 @@ class Faults:
     async def _fill(self) -> bool:
         assert self._disk is not None
         self._record.inject("disk: full")
+        self._record.full_at = math.inf
         with self._disk.full():
             await asyncio.sleep(self._chance.uniform(0.5, 2.0))
+        self._record.full_at = time.monotonic()
         return True
 
 

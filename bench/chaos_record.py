@@ -8,6 +8,7 @@ to there, which no way of cutting it changes.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class Record:
         """Those that were answered."""
         self.unanswered_starts = 0
         """Sessions that may have been started without anybody's knowing their ids."""
+        self.full_at = -math.inf
+        """When the disk was last full, by the monotonic clock; infinite: it is."""
 
     @property
     def age_s(self) -> float:

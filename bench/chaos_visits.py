@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bench.chaos_client import Answer, Broken, Silent
@@ -112,6 +113,7 @@ class Visitor:
             files = _FILES % {"word": word} if self._chance.random() < 0.3 else ""
             body = {"prompt": f"Remember {word}.{files}", "permission_mode": "acceptEdits"}
             hangs_up = self._chance.random() < 0.15
+            asked_at = time.monotonic()
             try:
                 async with asyncio.timeout(self._chance.uniform(0.02, 0.6) if hangs_up else None):
                     answer = await conversation.api.call("POST", "/query", body)
@@ -121,7 +123,8 @@ class Visitor:
                 continue
             self._record.answered(answer.status, answer.body, "a one-off")
             self._record.oneoffs += answer.status == 200
-            check_oneoff(self._record, word, answer, by_file=bool(files))
+            no_file = bool(files) and self._record.full_at >= asked_at
+            check_oneoff(self._record, word, answer, no_file=no_file)
 
     async def close(self, conversation: Conversation) -> None:
         """Close it, whatever it does; then it is gone, with its process."""
@@ -163,20 +166,20 @@ class Visitor:
         return answer.body.get("pid")
 
 
-def check_oneoff(record: Record, word: str, answer: Answer, *, by_file: bool = False) -> None:
+def check_oneoff(record: Record, word: str, answer: Answer, *, no_file: bool = False) -> None:
     """The answer to a one-off is to what it was told, and to nothing that anybody else was.
 
     Args:
         record: Where a violation is noted.
         word: What it was told.
         answer: What it answered.
-        by_file: Whether it was to leave the word in a file's name, and to answer with those that
-            it finds. A full disk takes no file, and to say so is right.
+        no_file: Whether it was to leave the word in a file's name, and to answer with those that
+            it finds, while the disk was full: that takes no file, and to say so is right.
     """
     known = set(words(json.dumps(dict(answer.body))))
     if strange := sorted(known - {word}):
         record.violate("a one-off is by itself", f"told {word}, it knows {strange}: {answer}")
-    says_none = by_file and NO_FILES in str(answer.body.get("response"))
+    says_none = no_file and NO_FILES in str(answer.body.get("response"))
     completed = answer.status == 200 and answer.body["outcome"] == "completed"
     if completed and word not in known and not says_none:
         record.violate("a one-off is by itself", f"it does not know {word}: {answer}")

@@ -30,7 +30,7 @@ READY_S = 90.0
 LOOK_S = 6.0
 """Seconds that a server may take to say whose its processes are: it gives each session five."""
 
-END_S = 30.0
+END_S = 15.0
 """Seconds within which it has to be gone after SIGTERM; it promises less than that."""
 
 

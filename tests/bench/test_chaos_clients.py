@@ -147,9 +147,15 @@ def test_a_oneoff_that_knows_of_anything_else_is_found(answer: Answer, promise: 
 
 def test_a_full_disk_takes_no_file_and_the_oneoff_may_say_so() -> None:
     run = OldRun()
-    check_oneoff(run.record, "mine", of_a_oneoff("Glob answered:\nNo files found"), by_file=True)
+    check_oneoff(run.record, "mine", of_a_oneoff("Glob answered:\nNo files found"), no_file=True)
     assert run.broken() == set()
-    check_oneoff(run.record, "mine", of_a_oneoff("Remember yours.txt"), by_file=True)
+    check_oneoff(run.record, "mine", of_a_oneoff("Remember yours.txt"), no_file=True)
+    assert run.broken() == {ALONE}
+
+
+def test_a_file_that_is_gone_without_a_full_disk_is_found() -> None:
+    run = OldRun()
+    check_oneoff(run.record, "mine", of_a_oneoff("Glob answered:\nNo files found"))
     assert run.broken() == {ALONE}
 
 
