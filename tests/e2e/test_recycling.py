@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -327,6 +328,17 @@ async def test_a_remembered_permission_leaves_no_process(world: World) -> None:
 async def test_an_mcp_server_leaves_no_process(world: World) -> None:
     await world.ask("Hello", spec=SessionSpec(mcp_servers=("words",)))
     assert world.pool.retired == {"has MCP servers": 1}
+
+
+async def test_its_directory_is_not_noted_for_good(world: World) -> None:
+    await world.ask("One")
+    file = world.folder / "config" / ".claude.json"
+    assert len(json.loads(file.read_text())["projects"]) == 1, "there is nothing to forget"
+    await world.until(lambda: world.pool.ready)
+    for pid in world.clis():
+        os.kill(pid, signal.SIGKILL)
+    await world.until(lambda: not world.clis())
+    await world.until(lambda: not json.loads(file.read_text())["projects"])
 
 
 async def test_an_interrupted_one_leaves_no_process(world: World) -> None:

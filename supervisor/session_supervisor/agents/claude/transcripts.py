@@ -28,7 +28,7 @@ from claude_agent_sdk import (
     project_key_for_directory,
 )
 
-from session_supervisor.agents.claude import configdir
+from session_supervisor.agents.claude import configdir, places
 from session_supervisor.agents.claude.chains import parsed, whole
 from session_supervisor.agents.claude.mirror import TranscriptKey
 
@@ -147,6 +147,7 @@ class Conversation:
             return
         if not os.path.isdir(self._cwd):
             shutil.rmtree(self._folder, ignore_errors=True)
+            places.forget_gone(str(self._config), self._cwd)
         for empty in (self._folder / "memory", self._folder):
             with contextlib.suppress(OSError):
                 empty.rmdir()
