@@ -96,6 +96,8 @@ def _forget(path: Path, cwd: str) -> None:
                 os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
             ) as file:
                 file.write(json.dumps(state, indent=2, ensure_ascii=False).encode())
+                file.flush()
+                os.fsync(file.fileno())  # it may be a person's own
             os.replace(draft, path)
         except BaseException:
             with suppress(OSError):

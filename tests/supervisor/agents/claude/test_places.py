@@ -42,9 +42,9 @@ def test_a_conversation_that_is_erased_takes_the_note_of_its_directory_along(
     there, gone, before = (tmp_path / f"process-{uuid4()}" for _ in range(3))
     there.mkdir()
     file = config / ".claude.json"
-    state = note(file, there, gone, before, "/home/ann/gone", tmp_path / "gone")
+    state = note(file, there, gone, before, "/srv/ann/gone", tmp_path / "gone")
     Conversation(str(config), cwd=str(gone), agent_session_id=str(uuid4())).erase()
-    assert places_in(file) == [str(there), "/home/ann/gone", str(tmp_path / "gone")]
+    assert places_in(file) == [str(there), "/srv/ann/gone", str(tmp_path / "gone")]
     left = json.loads(file.read_text(encoding="utf-8"))
     assert {**left, "projects": {}} == {**state, "projects": {}}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
