@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Hashable
+from typing import Any
 
 TICK_S = 0.001
 """How much too early a timer of an event loop may fire: uvloop counts in milliseconds."""
@@ -65,7 +66,10 @@ class Timers:
 
 
 WOKEN_AT_ONCE = 8
-"""Sleepers that go on in one step of the event loop: a millisecond or two of work."""
+"""Most sleepers that go on in a step of the event loop: as a rule a millisecond or two of work."""
+
+LONG_STEP_S = 0.003
+"""Seconds; after a step that took longer half as many go on. uvloop counts in milliseconds."""
 
 
 class Gate:
@@ -76,30 +80,62 @@ class Gate:
     each step that it takes. Those who wait here lose nothing by it: there is one processor core
     for all.
 
+    One who has been kept waiting has more to do than usual, and there is more than one gate. So
+    fewer go on for as long as steps are long, whoever makes them so.
+
     For one event loop.
     """
 
     def __init__(self) -> None:
         self.room = WOKEN_AT_ONCE
         """How many more may go on before somebody has to wait."""
-        self._waiting = deque[asyncio.Future[None]]()
+        self._most = WOKEN_AT_ONCE
+        self._opened = 0.0
+        self._waiting = deque[tuple[asyncio.Future[Any], Any, BaseException | None]]()
 
-    def wait(self, sleeper: asyncio.Future[None]) -> None:
+    def answer(
+        self, sleeper: asyncio.Future[Any], result: Any, error: BaseException | None
+    ) -> None:
+        """Let a sleeper go on with what it waits for, at once if there is room."""
+        if self.room:
+            self._let_on(sleeper, result, error)
+        else:
+            self.wait(sleeper, result, error)
+
+    def wait(
+        self, sleeper: asyncio.Future[Any], result: Any = None, error: BaseException | None = None
+    ) -> None:
         """Let a sleeper go on for whom there is no room, as soon as it is its turn."""
         if not self._waiting:
-            sleeper.get_loop().call_soon(self._open)
-        self._waiting.append(sleeper)
+            loop = sleeper.get_loop()
+            self._opened = loop.time()
+            loop.call_soon(self._open, loop)
+        self._waiting.append((sleeper, result, error))
 
-    def _open(self) -> None:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make room, in another step."""
-        self.room = WOKEN_AT_ONCE
+        now = loop.time()
+        if now - self._opened >= LONG_STEP_S:
+            self._most = max(1, self._most // 2)
+        elif self._most < WOKEN_AT_ONCE:
+            self._most += 1
+        self._opened = now
+        self.room = self._most
         while self._waiting and self.room:
-            sleeper = self._waiting.popleft()
-            if not sleeper.done():
-                sleeper.set_result(None)
-                self.room -= 1
+            self._let_on(*self._waiting.popleft())
         if self._waiting:
-            self._waiting[0].get_loop().call_soon(self._open)
+            loop.call_soon(self._open, loop)
+
+    def _let_on(
+        self, sleeper: asyncio.Future[Any], result: Any, error: BaseException | None
+    ) -> None:
+        if sleeper.done():  # it has given up
+            return
+        self.room -= 1
+        if error is None:
+            sleeper.set_result(result)
+        else:
+            sleeper.set_exception(error)
 
 
 class Wakeup:

@@ -3,7 +3,15 @@ from collections.abc import Callable
 
 import pytest
 
-from session_supervisor.timers import TICK_S, WOKEN_AT_ONCE, Gate, Timers, Wakeup, is_due
+from session_supervisor.timers import (
+    LONG_STEP_S,
+    TICK_S,
+    WOKEN_AT_ONCE,
+    Gate,
+    Timers,
+    Wakeup,
+    is_due,
+)
 from tests.support.virtual_time import virtual
 
 
@@ -99,6 +107,49 @@ async def test_of_many_who_are_woken_at_once_few_go_on_in_a_step_in_their_order(
     assert woken == list(range(len(bells)))
     assert max(in_steps) <= WOKEN_AT_ONCE
     assert loop.time() == 1.0
+
+
+@virtual()
+async def test_as_long_as_steps_are_long_fewer_go_on_in_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, loop = Gate(), asyncio.get_running_loop()
+    time, took = loop.time(), 2 * LONG_STEP_S
+
+    async def let_on(number: int) -> list[int]:
+        """Return how many go on in each step, out of so many more than there is room for."""
+        nonlocal time
+        for _ in range(gate.room):
+            gate.answer(loop.create_future(), None, None)
+        waiting = [loop.create_future() for _ in range(number)]
+        for one in waiting:
+            gate.answer(one, None, None)
+        in_steps = list[int]()
+        while sum(in_steps) < number:
+            time += took
+            before = sum(one.done() for one in waiting)
+            await asyncio.sleep(0)
+            in_steps.append(sum(one.done() for one in waiting) - before)
+        return in_steps
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: time)
+        assert await let_on(9) == [4, 2, 1, 1, 1]
+        took = LONG_STEP_S / 2
+        assert await let_on(40) == [2, 3, 4, 5, 6, 7, 8, 5]
+
+
+@virtual()
+async def test_who_is_answered_at_a_gate_has_the_answer_or_the_error() -> None:
+    gate, loop = Gate(), asyncio.get_running_loop()
+    asked = [loop.create_future() for _ in range(2 * WOKEN_AT_ONCE)]
+    for number, one in enumerate(asked):
+        gate.answer(one, number, OSError(number) if number % 2 else None)
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert found[::2] == list(range(0, len(asked), 2))
+    assert [error.args for error in found[1::2] if isinstance(error, OSError)] == [
+        (number,) for number in range(1, len(asked), 2)
+    ]
 
 
 @virtual()

@@ -17,9 +17,10 @@ from session_supervisor.errors import Fenced, SequenceConflict
 from session_supervisor.events import Event, Text
 from session_supervisor.stores import codec
 from session_supervisor.stores.records import Batch
-from session_supervisor.stores.sqlite import SqliteStore, checkpoints, store
+from session_supervisor.stores.sqlite import SqliteStore, checkpoints, database, store
 from session_supervisor.stores.sqlite.checkpoints import Checkpoint
-from session_supervisor.stores.sqlite.database import MOST_WOKEN, Database
+from session_supervisor.stores.sqlite.database import Database
+from session_supervisor.timers import WOKEN_AT_ONCE
 from tests.supervisor.stores.conformance import AT, add, run_of, session
 
 pytestmark = pytest.mark.anyio
@@ -203,11 +204,18 @@ async def test_a_damaged_last_row_is_nobody_elses_harm(tmp_path: Path, together:
         assert list(await found.read("b", after=0, limit=9)) == texts(1, 4)
 
 
-async def test_others_have_a_turn_while_many_are_answered(tmp_path: Path) -> None:
-    """Else a look at the server would wait for a thousand sessions that all go on."""
+@pytest.mark.parametrize("most_at_once", [1024, WOKEN_AT_ONCE])
+async def test_others_have_a_turn_while_many_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_at_once: int
+) -> None:
+    """Else a look at the server would wait for a thousand sessions that all go on.
+
+    Whether they are all of one transaction, or of several that are over before it is their turn.
+    """
+    monkeypatch.setattr(database, "MOST_AT_ONCE", most_at_once)
     async with opened(tmp_path) as found:
         answered, seen = 0, [0]
-        names = [f"s{number}" for number in range(4 * MOST_WOKEN)]
+        names = [f"s{number}" for number in range(4 * WOKEN_AT_ONCE)]
         for name in names:
             await found.create(session(name))
 
@@ -216,14 +224,19 @@ async def test_others_have_a_turn_while_many_are_answered(tmp_path: Path) -> Non
             await add(found, 1, 0, run_of(1, 1), to=name)
             answered += 1
 
+        stored = threading.Event()
         async with held(found):
             storing = [asyncio.create_task(one(name)) for name in names]
-        while answered < len(names):
-            seen.append(answered)
             await asyncio.sleep(0)
-        await asyncio.gather(*storing)
+            last: Database = found._database  # pyright: ignore[reportPrivateUsage]
+            ending = asyncio.create_task(last.write(lambda _: stored.set()))
+        assert stored.wait(60)  # which stops the event loop, too
         seen.append(answered)
-        assert max(b - a for a, b in pairwise(seen)) <= MOST_WOKEN
+        while answered < len(names):
+            await asyncio.sleep(0)
+            seen.append(answered)
+        await asyncio.gather(*storing, ending)
+        assert max(b - a for a, b in pairwise(seen)) <= WOKEN_AT_ONCE
 
 
 @pytest.mark.parametrize("size", [1, 8, 200])

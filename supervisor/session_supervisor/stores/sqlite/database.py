@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from session_supervisor.errors import StoreError
 from session_supervisor.stores.sqlite import schema
+from session_supervisor.timers import Gate
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -31,9 +33,6 @@ Work = Callable[[sqlite3.Connection], T]
 
 MOST_AT_ONCE = 1024
 """Most pieces of work in one transaction, so that the first need not wait for ever more."""
-
-MOST_WOKEN = 8
-"""Most who wait that are answered in one step of the event loop, as in `timers.Gate`."""
 
 BUSY_S = 5.0
 """Seconds to wait for another program that has the file locked, such as a backup."""
@@ -77,6 +76,7 @@ class _Asked:
     work: Work[Any]
     answer: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    gate: Gate
     scrub: bool
     joint: Joint[Any] | None
 
@@ -94,6 +94,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, Gate] = WeakKeyDictionary()
+        """What those pass who are answered, of each loop."""
         self._closing = False
         self._to_scrub = False
         connection = self._connect()
@@ -129,7 +131,9 @@ class Database:
         self._require_open()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        self._asked.put(_Asked(work, answer, loop, scrub, joint))
+        if (gate := self._gates.get(loop)) is None:
+            gate = self._gates[loop] = Gate()
+        self._asked.put(_Asked(work, answer, loop, gate, scrub, joint))
         return await answer
 
     async def read(self, work: Work[T]) -> T:
@@ -279,22 +283,19 @@ def _settle(together: list[_Asked], results: list[tuple[Any, BaseException | Non
         by_loop.setdefault(asked.loop, []).append((asked, result, error))
     for loop, answers in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_answer, loop, answers)
+            loop.call_soon_threadsafe(_answer, answers)
         except RuntimeError:  # the loop is closed, and nobody waits any more
             continue
 
 
-def _answer(loop: asyncio.AbstractEventLoop, answers: Sequence[_Answer]) -> None:
-    """Answer some, and the others when whoever has something else to do has had a turn."""
-    for asked, result, error in answers[:MOST_WOKEN]:
-        if asked.answer.done():  # cancelled
-            continue
-        if error is None:
-            asked.answer.set_result(result)
-        else:
-            asked.answer.set_exception(error)
-    if len(answers) > MOST_WOKEN:
-        loop.call_soon(_answer, loop, answers[MOST_WOKEN:])
+def _answer(answers: Sequence[_Answer]) -> None:
+    """Answer a few at once, and the others when whoever has something else to do has had a turn.
+
+    All that were stored before wait at the same gate, or there would be so many in one step as
+    there are transactions whose answers are still on their way.
+    """
+    for asked, result, error in answers:
+        asked.gate.answer(asked.answer, result, error)
 
 
 def failure(error: sqlite3.Error, path: Path) -> StoreError:
