@@ -13,6 +13,7 @@ import gc
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 YOUNG = (5_000, 1 << 30, 1 << 30)
 """New objects after which they are looked at, which takes a few milliseconds; and how often before
@@ -22,7 +23,11 @@ LOOK_S = 1.0
 """Seconds between two looks whether it is quiet."""
 
 QUIET = 0.1
-"""Share of a processor core below which it is."""
+"""Share of the time below which the server has something to do: it computes, or waits for a core.
+Who waits for one uses little of it, and does not want to hold up what it is late with anyway."""
+
+SCHEDULED = Path("/proc/self/schedstat")
+"""What Linux says of the thread of the event loop: nanoseconds on a core, and waiting for one."""
 
 DUE, OVERDUE = 20, 1_000
 """Looks at new objects after which all are looked at: as soon as it is quiet, and in any case."""
@@ -60,12 +65,20 @@ class _Collector:
         self._timer.cancel()
 
     def _begin(self) -> None:
-        self._began, self._spent = self._loop.time(), time.process_time()
+        self._began, self._busy = self._loop.time(), _busy()
         self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        spent = time.process_time() - self._spent
-        quiet = spent < QUIET * (self._loop.time() - self._began)
+        quiet = _busy() - self._busy < QUIET * (self._loop.time() - self._began)
         if gc.get_count()[1] >= (DUE if quiet else OVERDUE):
             gc.collect()
         self._begin()
+
+
+def _busy() -> float:
+    """Seconds with something to do: of all threads computing, and of the loop's waiting."""
+    try:
+        waited = int(SCHEDULED.read_bytes().split()[1]) * 1e-9
+    except (OSError, IndexError):  # not Linux, or a kernel that does not count it
+        waited = 0.0
+    return time.process_time() + waited

@@ -1,7 +1,10 @@
 import asyncio
 import gc
+import itertools
+import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +69,33 @@ async def test_nothing_old_is_looked_at_while_there_is_much_to_do(
 async def test_what_is_there_at_the_start_is_left_alone() -> None:
     with calm_collector():
         assert gc.get_freeze_count() > 0
+
+
+async def test_a_server_that_waits_for_a_core_is_not_quiet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waited = tmp_path / "schedstat"
+    waited.write_text("0 0 0\n")
+    monkeypatch.setattr(collector, "SCHEDULED", waited)
+    monkeypatch.setattr(collector, "LOOK_S", 0.01)
+    monkeypatch.setattr(collector, "QUIET", 100.0)
+
+    async def starve() -> None:
+        for seconds in itertools.count(10**6, 10**6):
+            waited.write_text(f"0 {seconds * 1_000_000_000} 0\n")
+            await asyncio.sleep(0.001)
+
+    with calm_collector():
+        starving = asyncio.ensure_future(starve())
+        gone = old_garbage()
+        await asyncio.sleep(0.05)
+        assert not gone.is_set()
+        starving.cancel()
+        await gone.wait()
+
+
+@pytest.mark.skipif(not collector.SCHEDULED.exists(), reason="Linux counts it")
+def test_what_the_kernel_says_of_waiting_is_in_nanoseconds() -> None:
+    computed, waited, _ = map(int, collector.SCHEDULED.read_text().split())
+    assert waited >= 0
+    assert 0.1 < computed * 1e-9 < 10 * time.process_time() + 1
