@@ -378,7 +378,7 @@ class Incarnation:
         try:
             process = await self._start()
         except AgentError as error:
-            return Exit(cause=str(error)), error
+            return Exit(cause=str(error)), _alone(error)
         except Exception as error:  # contains the adapter's failure: the session lives on
             wrapped = AgentStartFailed(f"The agent did not start: {error!r}")
             return Exit(cause=str(wrapped)), wrapped
@@ -448,3 +448,13 @@ class Incarnation:
                 raise AgentStartFailed(
                     f"The agent was not ready within {limit:g} s. The machine may be overloaded."
                 ) from None
+
+
+def _alone(error: AgentError) -> AgentError:
+    """Return an error without how it came about.
+
+    A life keeps it as its result, and the frames of its traceback, or of what it came from, know
+    that life: a circle, and all that the session had would be in it.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

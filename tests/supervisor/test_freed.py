@@ -18,8 +18,17 @@ from session_supervisor import (
     State,
     Supervisor,
 )
-from session_supervisor.agents.scripted import Crash, Pause, Say, ScriptedAgent, UseTool, by_prompt
+from session_supervisor.agents.scripted import (
+    Crash,
+    Pause,
+    Say,
+    ScriptedAgent,
+    Start,
+    UseTool,
+    by_prompt,
+)
 from session_supervisor.asks import Allow
+from session_supervisor.errors import AgentMissing, AgentStartFailed
 from session_supervisor.supervisor import STILL_READ
 from tests.supervisor.test_recovery import KeptDirectories, KeptStore
 from tests.support.freed import uncollected
@@ -120,6 +129,39 @@ async def test_nothing_of_a_session_is_left_in_cycles(
         with uncollected() as found:
             for _ in range(VISITS):
                 await visit(supervisor)
+                await asyncio.sleep(5)
+    assert not found
+
+
+STARTS: dict[str, Callable[[], Start]] = {
+    "missing": lambda: Start(error=AgentMissing("there is no program")),
+    "fails": lambda: Start(error=AgentStartFailed("no")),
+    "hangs": lambda: Start(hangs=True),
+}
+
+
+@pytest.mark.parametrize("pool", [None, PoolPolicy()], ids=["no pool", "pool"])
+@pytest.mark.parametrize("name", STARTS)
+@virtual()
+async def test_nothing_of_a_start_that_failed_is_left_in_cycles(
+    name: str, pool: PoolPolicy | None
+) -> None:
+    scripted = agent()
+
+    async def ask_in_vain(supervisor: Supervisor) -> None:
+        # The first by itself, the others with the turn that waits for a process.
+        scripted.starts.extend(STARTS[name]() for _ in range(2))
+        session = await supervisor.start()
+        await (await session.query("hello")).wait()
+        await session.close()
+
+    retention = Retention(ended_sessions=1)
+    async with supervisor_of(scripted, pool=pool, retention=retention) as supervisor:
+        await ask_in_vain(supervisor)
+        with uncollected() as found:
+            for _ in range(VISITS):
+                await ask_in_vain(supervisor)
+                scripted.starts.clear()
                 await asyncio.sleep(5)
     assert not found
 

@@ -121,6 +121,7 @@ class ScriptedAgent:
                 raise ResumeNotFound(f"There is no conversation {resume!r} to resume.")
         except BaseException:
             self._leave(memory)
+            del start  # or its error and this frame, in the error's traceback, held each other
             raise
         return self._process(fingerprint, memory, resume)
 
