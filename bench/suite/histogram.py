@@ -63,14 +63,19 @@ class Distribution(BaseModel):
     def curve(self, *, points: int = 200) -> Sequence[tuple[float, float]]:
         """Return percentiles, denser towards the end, and the times that they stand for.
 
-        The last is that of the longest; no percentile is given that there are too few times for.
+        No percentile is given that there are too few times for; beyond the last one is the longest
+        alone, to half of what is left.
         """
         histogram = _empty()
         histogram.decode_and_add(self.encoded)
         finest = 1 / max(self.count, 2)
         shares = [100 * (1 - finest ** (n / points)) for n in range(points + 1)]
         values = histogram.get_percentile_to_value_dict(shares)
-        return [(share, values[share] / 1000) for share in shares]
+        beyond = (shares[-1], 100 * (1 - finest / 2))
+        return [
+            *((share, values[share] / 1000) for share in shares),
+            *((share, self.longest) for share in beyond),
+        ]
 
     def tells(self, share: float) -> bool:
         """Whether there are enough times to speak of a percentile: one beyond it, at least."""

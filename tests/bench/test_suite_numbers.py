@@ -47,8 +47,13 @@ def test_a_distribution_can_be_drawn_from_what_is_in_the_file() -> None:
     assert list(shares) == sorted(shares)
     assert list(times) == sorted(times)
     assert curve[0][0] == 0.0
-    assert shares[-1] == pytest.approx(99.9)
-    assert times[-1] == pytest.approx(999, rel=0.002)
+    assert shares[-3:] == pytest.approx((99.9, 99.9, 99.95))
+    assert times[-3:] == pytest.approx((999, 1000, 1000), rel=0.002)
+
+
+def test_the_longest_of_a_few_is_drawn_too() -> None:
+    curve = Distribution.of([1.0, 2.0, 50.0]).curve()
+    assert max(ms for _, ms in curve) == pytest.approx(50.0, rel=0.002)
 
 
 def test_extremes_are_kept_within_what_can_be_said() -> None:
