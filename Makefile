@@ -58,7 +58,7 @@ format: $(VENV)/.installed-dev  ## format, and mend what lint can mend by itself
 docs: $(VENV)/.installed-dev  ## write the generated parts of the documentation anew
 	@$(CLEAN) python docs/generate.py
 
-bench: $(VENV)/.installed-dev  ## measure; last the load suite, which writes a report (40 minutes)
+bench: $(VENV)/.installed-dev  ## measure; last the load suite, which writes a report (45 minutes)
 	@$(CLEAN) python -m bench.overhead
 	@$(CLEAN) python -m bench.mailbox
 	@$(CLEAN) python -m bench.density

@@ -9,14 +9,19 @@ from __future__ import annotations
 import gc
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
-from session_http import accept, collector, connection, listen, logs, serve
+import h2.settings
 
-LoadName: TypeAlias = Literal["streams", "stored", "requests", "downloads", "uploads", "storm"]
+from session_http import accept, collector, connection, http2, listen, logs, serve
+
+LoadName: TypeAlias = Literal[
+    "streams", "slow", "stored", "requests", "downloads", "uploads", "http2", "storm"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,38 @@ def _connections(tell: Callable[[Any], None]) -> Callable[[], None]:
     return setting(accept, "Connection", Told)
 
 
-def _buffer(high: int) -> Callable[[], None]:
-    return _connections(lambda transport: transport.set_write_buffer_limits(high=high))
+def _buffer(high: int, low: int | None = None) -> Callable[[], None]:
+    """Return what sets the marks of what a client has not read: where to wait, and go on again."""
+    return _connections(lambda transport: transport.set_write_buffer_limits(high=high, low=low))
+
+
+def _window(size: int) -> Callable[[], None]:
+    """Return what sets how much of one body may be on its way over HTTP/2."""
+
+    class Wider(http2.Http2):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            before = self._h2.local_settings
+            initial = {h2.settings.SettingCodes(code): value for code, value in before.items()}
+            initial[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE] = size
+            self._h2.local_settings = h2.settings.Settings(client=False, initial_values=initial)
+
+    return setting(connection, "Http2", Wider)
+
+
+def _thresholds(*values: int) -> Callable[[], None]:
+    """Return what has Python look for garbage by itself, as the collector does not let it."""
+
+    @contextmanager
+    def by_itself() -> Generator[None]:
+        before = gc.get_threshold()
+        gc.set_threshold(*values)
+        try:
+            yield
+        finally:
+            gc.set_threshold(*before)
+
+    return setting(collector, "calm_collector", by_itself)
 
 
 def _nagle(transport: Any) -> None:
@@ -70,10 +105,8 @@ CHANGES: Mapping[str, Change] = {
     "asyncio's event loop": Change(
         ("streams", "stored", "requests", "storm"), setting(serve, "_loop_factory", lambda: None)
     ),
-    "collector: Python's thresholds": Change(
-        ("streams",), setting(collector, "YOUNG", gc.get_threshold())
-    ),
-    "collector: ten times as rarely": Change(
+    "collector: Python's own": Change(("streams",), _thresholds(*gc.get_threshold())),
+    "collector: new objects a tenth as often": Change(
         ("streams",), setting(collector, "YOUNG", (collector.YOUNG[0] * 10, *collector.YOUNG[1:]))
     ),
     "threads switched after 1 ms": Change(("stored",), lambda: sys.setswitchinterval(0.001)),
@@ -82,6 +115,18 @@ CHANGES: Mapping[str, Change] = {
     "access log to a file": Change(("requests",), _log_access),
     "write buffer 16 KiB": Change(("downloads",), _buffer(16 * 2**10)),
     "write buffer 1 MiB": Change(("downloads",), _buffer(2**20)),
+    "slow readers: wait above 16 KiB": Change(("slow",), _buffer(16 * 2**10)),
+    "slow readers: wait above 256 KiB": Change(("slow",), _buffer(256 * 2**10)),
+    "slow readers: go on when all is read": Change(("slow",), _buffer(64 * 2**10, 0)),
+    "slow readers: go on below 48 KiB": Change(("slow",), _buffer(64 * 2**10, 48 * 2**10)),
+    "HTTP/2: window of a stream 1 MiB": Change(("http2",), _window(2**20)),
+    "HTTP/2: window of a connection 64 KiB": Change(
+        ("http2",), setting(http2, "CONNECTION_WINDOW", 2**16 - 1)
+    ),
+    "HTTP/2: window of a connection 16 MiB": Change(
+        ("http2",), setting(http2, "CONNECTION_WINDOW", 2**24)
+    ),
+    "HTTP/2: 64 KiB understood at once": Change(("http2",), setting(http2, "READ", 2**16)),
     "reads of 16 KiB": Change(("uploads",), setting(connection, "MOST_READ", 16 * 2**10)),
     "reads of 256 KiB": Change(("uploads",), setting(connection, "MOST_READ", 256 * 2**10)),
     "1 accepted in a step": Change(("storm",), setting(accept, "AT_ONCE", 1)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.arguments import Parser
 from bench.processes import LeftBehind, NotReady, clean_surroundings
 from bench.report import Run
 from bench.suite.compare import compared
@@ -55,6 +56,13 @@ def _run(given: Sequence[str]) -> int:
     options = told.parse_args(given)
     choice, settings = choice_of(told, options), settings_of(options)
     headers = headers_from(choice.key_from)
+    # Now, and not when an hour was measured.
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told.error(f"--out {options.out}: {error.strerror}")
+    if not os.access(options.out.parent, os.W_OK):
+        told.error(f"--out {options.out}: {options.out.parent} cannot be written to")
     console = Console()
     raise_file_limit()
     circumstances = Run.begin("suite", told_of(choice, settings))
@@ -100,7 +108,6 @@ def _wrong(what: str) -> int:
 
 
 def _write(results: Results, base: Path) -> None:
-    base.parent.mkdir(parents=True, exist_ok=True)
     # Not `with_suffix`, which would take what follows a dot in the name away.
     data, report = base.with_name(f"{base.name}.json"), base.with_name(f"{base.name}.html")
     results.write(data)
@@ -109,9 +116,7 @@ def _write(results: Results, base: Path) -> None:
 
 
 def _compare(given: Sequence[str]) -> int:
-    told = argparse.ArgumentParser(
-        prog="python -m bench compare", description="Say what differs between two runs."
-    )
+    told = Parser(prog="python -m bench compare", description="Say what differs between two runs.")
     told.add_argument("before", type=Path, help="results of one run, JSON")
     told.add_argument("after", type=Path, help="results of another")
     options = told.parse_args(given)
@@ -120,7 +125,7 @@ def _compare(given: Sequence[str]) -> int:
 
 
 def _report(given: Sequence[str]) -> int:
-    told = argparse.ArgumentParser(
+    told = Parser(
         prog="python -m bench report",
         description="Make the report of a run again, or one of several runs as if they were one.",
     )

@@ -71,7 +71,11 @@ def _layers(before: Sequence[LayerCell], after: Sequence[LayerCell]) -> Iterator
             yield _row("", "us a delta", match.cpu_us_delta, cell.cpu_us_delta)
             yield _row("", "deltas/s", [match.delivered], [cell.delivered])
             if match.lag is not None and cell.lag is not None:
-                yield _row("", "lag p99, ms", [match.lag.p99], [cell.lag.p99])
+                # Runs of an older version have it of all rounds together only.
+                old_p99, new_p99 = match.lag_p99, cell.lag_p99
+                if not old_p99 or not new_p99:
+                    old_p99, new_p99 = [match.lag.p99], [cell.lag.p99]
+                yield _row("", "lag p99, ms", old_p99, new_p99)
 
 
 def _scales(before: Sequence[Scale], after: Sequence[Scale]) -> Iterator[tuple[str, ...]]:

@@ -12,17 +12,18 @@ import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.processes import Server, cpu_s, serving
-from bench.quantiles import median
+from bench.processes import Server, cpu_s
+from bench.quantiles import median, quantile
 from bench.suite.display import Display
 from bench.suite.histogram import Distribution
 from bench.suite.results import LayerCell
-from bench.suite.stamps import is_whole, words
+from bench.suite.stamps import Word, is_whole, words
+from bench.suite.turnabout import measured
 from bench.suite.wire import Client, Exchange, Failed, events
 
 AT_ONCE = 64
@@ -69,18 +70,22 @@ class Load:
     Attributes:
         streams: At the same time.
         offered: Deltas in a second, all streams together.
-        plain: Words do not say when they were said, so that an application can have them prepared:
-            for what an event costs, not for lag.
     """
 
     streams: int
     offered: float
-    plain: bool
 
     @property
     def delay_s(self) -> float:
         """Seconds between two deltas of a stream."""
         return self.streams / self.offered
+
+
+LIGHT = Load(streams=10, offered=500.0)
+"""What an event costs a server that has little to do."""
+
+EVEN = Load(streams=100, offered=3_000.0)
+"""As much as all of them carry, FastAPI's own events too: only there does lag compare servers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,23 +132,24 @@ async def measure(
     """
     cells: list[LayerCell] = []
     for load in loads:
-        taken: dict[Way, list[Round]] = {way: [] for way in ways}
-        async with AsyncExitStack() as stack:
-            servers = {
-                way: await stack.enter_async_context(
-                    serving("bench.suite.layer_server", arguments(way, load, window_s))
-                )
-                for way in ways
-            }
-            for number in range(rounds):
-                for way in ways if number % 2 == 0 else tuple(reversed(ways)):
-                    display.doing(f"layer {load.streams} x {load.offered:g}/s, {way.name}")
-                    taken[way].append(await one_round(servers[way], load, window_s))
-                    display.step()
-        for way, some in taken.items():
-            cell = _cell(way, load, some)
-            cells.append(cell)
-            display.say(line_of(cell))
+        cells += await _under(load, ways, display, rounds=rounds, window_s=window_s)
+    return cells
+
+
+async def _under(
+    load: Load, ways: Sequence[Way], display: Display, *, rounds: int, window_s: float
+) -> Sequence[LayerCell]:
+    async def once(way: Way, server: Server) -> Round:
+        display.doing(f"layer {load.streams} x {load.offered:g}/s, {way.name}")
+        done = await one_round(server, load, window_s)
+        display.step()
+        return done
+
+    told = {way: arguments(way, load, window_s) for way in ways}
+    taken = await measured(told, once, rounds=rounds)
+    cells = [_cell(way, load, some) for way, some in taken.items()]
+    for cell in cells:
+        display.say(line_of(cell))
     return cells
 
 
@@ -164,21 +170,21 @@ def _opening_s(load: Load) -> float:
     return 0.5 + load.streams / 400
 
 
-def _tokens(load: Load, window_s: float) -> int:
+def tokens_of(load: Load, window_s: float) -> int:
     """Words of an answer that outlasts opening and window, whenever its stream was opened."""
     return round((_opening_s(load) + LATE_S + window_s + 2 * SETTLE_S) / load.delay_s) + 1
 
 
 def arguments(way: Way, load: Load, window_s: float) -> Sequence[str]:
     """Return what `layer_server` is told for a load that outlasts the window."""
-    pace = ("--tokens", str(_tokens(load, window_s)), "--delay-ms", str(load.delay_s * 1000))
-    return ("--app", way.app, "--on", way.on, *pace, *(("--plain",) if load.plain else ()))
+    pace = ("--tokens", str(tokens_of(load, window_s)), "--delay-ms", str(load.delay_s * 1000))
+    return ("--app", way.app, "--on", way.on, *pace)
 
 
 async def one_round(server: Server, load: Load, window_s: float) -> Round:
     """Put one load on one server."""
     done = Round()
-    client = Client(server.url, timeout_s=_tokens(load, window_s) * load.delay_s * 2 + 10)
+    client = Client(server.url, timeout_s=tokens_of(load, window_s) * load.delay_s * 2 + 10)
     with a_core_each(server.pid):
         try:
             streams, begun = await _open(client, load)
@@ -195,14 +201,14 @@ async def one_round(server: Server, load: Load, window_s: float) -> Round:
         finally:
             client.close()
     done.window_s = (end_ns - begin_ns) / 1e9
-    tokens = _tokens(load, window_s)
+    tokens = tokens_of(load, window_s)
     for answer in answers:
         if isinstance(answer, Failed):
             done.errors[answer.code] += 1
         elif isinstance(answer, BaseException):
             raise answer
         else:
-            _take(done, answer, begin_ns, end_ns, tokens)
+            take(done, answer, load, begin_ns, end_ns, tokens)
     return done
 
 
@@ -230,8 +236,19 @@ async def _open(
     return streams, begun
 
 
-def _take(done: Round, answer: Exchange, begin_ns: int, end_ns: int, tokens: int) -> None:
-    """Take a stream apart; all have ended, so the time that it takes is nobody's."""
+def take(
+    done: Round, answer: Exchange, load: Load, begin_ns: int, end_ns: int, tokens: int
+) -> None:
+    """Take a stream apart; all have ended, so the time that it takes is nobody's.
+
+    Args:
+        done: Gets what arrived.
+        answer: The stream.
+        load: That it was part of.
+        begin_ns: When the window began.
+        end_ns: When it ended.
+        tokens: Words that it should have.
+    """
     try:
         answer.must_be_good()
         heard = [event for event in events(answer) if event[1].get("type") == "text"]
@@ -239,12 +256,20 @@ def _take(done: Round, answer: Exchange, begin_ns: int, end_ns: int, tokens: int
         done.errors[failure.code] += 1
         return
     done.whole += is_whole("".join(str(event["content"]) for _, event in heard), tokens)
+    begun_ns = next((one.said_ns for _, event in heard[:1] for one in _words(event)), None)
     for at, event in heard:
         if begin_ns <= at < end_ns:
-            said = words(str(event["content"]))
+            said = _words(event)
             done.events += 1
             done.deltas += len(said)
-            done.lags.extend((at - one.said_ns) / 1e6 for one in said if one.said_ns is not None)
+            if begun_ns is not None:
+                # The first word says when it was due, and by that when each of the others was.
+                late_ms = (at - begun_ns) / 1e6
+                done.lags.extend(late_ms - one.number * load.delay_s * 1e3 for one in said)
+
+
+def _words(event: Mapping[str, object]) -> Sequence[Word]:
+    return words(str(event["content"]))
 
 
 def _cell(way: Way, load: Load, rounds: Sequence[Round]) -> LayerCell:
@@ -265,6 +290,7 @@ def _cell(way: Way, load: Load, rounds: Sequence[Round]) -> LayerCell:
         cpu_us_delta=[one.server_cpu_s / max(one.deltas, 1) * 1e6 for one in rounds],
         server_cpu=[one.server_cpu_s / one.window_s for one in rounds],
         lag=Distribution.of(lags) if lags else None,
+        lag_p99=[quantile(sorted(one.lags), 0.99) for one in rounds if one.lags],
         whole=sum(one.whole for one in rounds),
         expected=load.streams * len(rounds),
         errors=dict(errors),

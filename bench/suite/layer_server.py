@@ -29,9 +29,9 @@ from starlette.routing import Route
 from bench.ports import listens, unused_port
 from bench.suite.changes import CHANGES
 from bench.suite.stamps import plain_word, word
+from session_http import collector
 from session_http.accept import Acceptor
 from session_http.app import create_app
-from session_http.collector import calm_collector
 from session_http.listen import open_sockets
 from session_http.serve import raise_file_limit, run
 from session_http.wire import ConnectionLimits, hypercorn_settings
@@ -50,20 +50,20 @@ MOST = 20_000
 class Speech:
     """What is said, and when.
 
-    A word is due at its time, however far the speaker is behind, and that is the time which it
-    tells: a server that is too slow to be spoken to shows as late, not as less to do.
+    A word is due at its time, however far the speaker is behind: a server that is too slow to be
+    spoken to shows as late, not as less to do. The first word tells when it was due, and by that
+    and the pace it is known of the others, which can so be prepared.
 
     Args:
         tokens: Words of an answer.
         delay_s: Seconds before each.
-        plain: Words do not say when they were due, so that they can be prepared.
+        size: Bytes that a word has at least.
     """
 
-    def __init__(self, tokens: int, delay_s: float, *, plain: bool) -> None:
+    def __init__(self, tokens: int, delay_s: float, *, size: int = 0) -> None:
         self._tokens = tokens
         self._delay_ns = round(delay_s * 1e9)
-        self._plain = plain
-        self._words = [plain_word(n) for n in range(tokens)]
+        self._words = [plain_word(n, size) for n in range(tokens)]
         self._prepared = [_frame(one) for one in self._words]
 
     def script(self, _prompt: Prompt, _conversation: Conversation) -> Iterable[Step]:
@@ -78,10 +78,10 @@ class Speech:
         yield TextBlock("".join(said))
 
     async def frames(self) -> AsyncGenerator[bytes]:
-        """Say it as events: prepared ones, or all but prepared where they tell the time."""
+        """Say it as prepared events."""
         for number, due_ns in self._due():
             await _until(due_ns)
-            yield self._prepared[number] if self._plain else _frame(word(number, due_ns))
+            yield self._prepared[number] if number else _frame(word(number, due_ns))
         yield b'data: {"type":"done"}\n\n'
 
     async def values(self) -> AsyncGenerator[dict[str, str]]:
@@ -96,7 +96,7 @@ class Speech:
         return ((n, began + (n + 1) * self._delay_ns) for n in range(self._tokens))
 
     def _word(self, number: int, due_ns: int) -> str:
-        return self._words[number] if self._plain else word(number, due_ns)
+        return self._words[number] if number else word(number, due_ns)
 
 
 async def _until(due_ns: int) -> None:
@@ -164,11 +164,11 @@ async def application(name: str, speech: Speech, *, stored: bool = False) -> Asy
 # -- the servers -----------------------------------------------------------------------------------
 
 
-async def on_hypercorn(app: Any, stop: asyncio.Event) -> None:
+async def on_hypercorn(app: Any, stop: asyncio.Event, *, http2: bool = False) -> None:
     """Serve on what the command serves on."""
     sockets = open_sockets("127.0.0.1", 0)
     acceptor = Acceptor(
-        app, hypercorn_settings(), ConnectionLimits(), most=MOST, tls=None, http2=False
+        app, hypercorn_settings(), ConnectionLimits(), most=MOST, tls=None, http2=http2
     )
     announce(sockets[0].getsockname()[1])
     async with asyncio.TaskGroup() as tasks:
@@ -231,19 +231,19 @@ def announce(port: int) -> None:
     print(f"http://127.0.0.1:{port}", flush=True)
 
 
-async def _main(app: str, server: str, speech: Speech, *, stored: bool) -> None:
+async def _main(app: str, server: str, speech: Speech, *, stored: bool, http2: bool) -> None:
     raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     serve: Callable[[Any, asyncio.Event], Any] = {
-        "hypercorn": on_hypercorn,
+        "hypercorn": lambda app, stop: on_hypercorn(app, stop, http2=http2),
         "uvicorn": on_uvicorn,
         "granian": on_granian,
     }[server]
     async with application(app, speech, stored=stored) as opened:
-        with calm_collector():
+        with collector.calm_collector():
             await serve(opened, stop)
 
 
@@ -253,8 +253,9 @@ if __name__ == "__main__":
     parser.add_argument("--on", choices=SERVERS, default="hypercorn")
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--delay-ms", type=float, default=20.0)
-    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--word-bytes", type=int, default=0, help="of a word, at least")
     parser.add_argument("--stored", action="store_true", help="ours: sessions are in SQLite")
+    parser.add_argument("--http2", action="store_true", help="hypercorn: it may be HTTP/2")
     parser.add_argument("--change", choices=CHANGES, help="ours: one setting is another")
     options = parser.parse_args()
     if options.change is not None:
@@ -263,7 +264,8 @@ if __name__ == "__main__":
         _main(
             options.app,
             options.on,
-            Speech(options.tokens, options.delay_ms / 1000, plain=options.plain),
+            Speech(options.tokens, options.delay_ms / 1000, size=options.word_bytes),
             stored=options.stored,
+            http2=options.http2,
         )
     )

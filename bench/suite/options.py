@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.arguments import amount, count
+from bench.arguments import Parser, amount, count, positive
 from bench.suite import layer
 from bench.suite.load import Times
 from bench.suite.runner import Plan, Settings, plans_of
 from bench.suite.scenarios import SCENARIOS, Asking, Mode
 from bench.suite.targets import BARE, BASELINE, OURS, Pace
+from bench.suite.wire import Client
 from bench.turns import MODEL
 
 LAYER, TECHNIQUES, SETTINGS, SCALE = "layer", "techniques", "settings", "scale"
@@ -96,6 +99,18 @@ class Choice:
         return plans_of([name for name in self.names if name in SCENARIOS], self.levels)
 
     @property
+    def servers(self) -> Mapping[str, str]:
+        """Servers of ours to start, by name, with their options; `ours` first."""
+        return {name: told for name, told in self.own.items() if name != BASELINE}
+
+    @property
+    def with_and_without(self) -> Mapping[str, str]:
+        """Those, and `ours` without one technique each."""
+        told = self.own.get(OURS, "")
+        without = {name: f"{told} {option}".strip() for name, option in WITHOUT.items()}
+        return {OURS: told, **without, **self.servers}
+
+    @property
     def technique_plans(self) -> Sequence[Plan]:
         """What tells what a technique gives."""
         once: Sequence[tuple[Mode, float]] = [("closed", 1.0)]
@@ -106,19 +121,19 @@ class Choice:
 
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m bench",
-        description="Put load on servers that speak the reference's API, and report what they "
-        "do. Without --target: on our own and on the baseline, with the offline model.",
-        epilog="python -m bench compare BEFORE AFTER says what differs between two runs; "
-        "python -m bench report RESULTS... makes the report again, of several runs as one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [SCENARIO ...] [OPTION ...]",
+        description="Put load on servers that speak the reference's API, and report what they do.\n"
+        "Without --target: on our own and on the baseline, with the offline model.",
+        epilog=_epilog(),
     )
-    further = "; ".join(f"{name}: {what}" for name, what in FURTHER.items())
     made.add_argument(
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help=f"of {', '.join(SCENARIOS)}; {further} (all but {' and '.join(ASKED_FOR)})",
+        help=f"which of those below (all but {' and '.join(ASKED_FOR)})",
     )
     where = made.add_argument_group("targets")
     where.add_argument(
@@ -139,10 +154,16 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--no-baseline", action="store_true", help="do without the baseline")
     where.add_argument("--no-bare", action="store_true", help="do without the bare SDK client")
     load = made.add_argument_group("load")
-    load.add_argument("--users", type=count, nargs="+", help="closed load: users at once")
-    load.add_argument("--rate", type=amount, nargs="+", help="open load: visits due in a second")
-    load.add_argument("--burst", type=count, nargs="+", help="of storm and readers: at once")
-    load.add_argument("--seconds", type=amount, default=6.0, help="measured, each time (6)")
+    load.add_argument(
+        "--users", type=count, nargs="+", metavar="N", help="closed load: users at once"
+    )
+    load.add_argument(
+        "--rate", type=positive, nargs="+", metavar="N", help="open load: visits due in a second"
+    )
+    load.add_argument(
+        "--burst", type=count, nargs="+", metavar="N", help="of storm and readers: at once"
+    )
+    load.add_argument("--seconds", type=positive, default=6.0, help="measured, each time (6)")
     load.add_argument("--warmup", type=amount, default=2.0, help="seconds before that (2)")
     load.add_argument("--ramp", type=amount, default=1.0, help="seconds of growing load (1)")
     load.add_argument("--rounds", type=count, default=3, help="on each target (3)")
@@ -152,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     asked = made.add_argument_group("what is asked")
     asked.add_argument("--prompt", help="the question, for --target")
     asked.add_argument("--long-prompt", help="one whose answer can be interrupted, for --target")
-    asked.add_argument("--model", help="model of sessions (the server's; ours: the newest)")
+    asked.add_argument("--model", help=f"model of sessions ({MODEL}; with --target the server's)")
     asked.add_argument("--tools", nargs="*", default=["Read"], help="tools of sessions (Read)")
     asked.add_argument("--turns", type=count, default=3, help="questions of a chat (3)")
     asked.add_argument("--tokens", type=count, default=20, help="deltas of an answer (20)")
@@ -160,12 +181,17 @@ def parser() -> argparse.ArgumentParser:
     alone = made.add_argument_group("layer, scale and soak")
     alone.add_argument("--streams", type=count, default=1_000, help="at the same time (1000)")
     alone.add_argument(
-        "--deltas", type=count, nargs="+", default=[30_000], help="offered in a second (30000)"
+        "--deltas",
+        type=count,
+        nargs="+",
+        metavar="N",
+        default=[30_000],
+        help="offered in a second (30000)",
     )
-    alone.add_argument("--window", type=amount, default=5.0, help="seconds of the layer (5)")
+    alone.add_argument("--window", type=positive, default=5.0, help="seconds of the layer (5)")
     alone.add_argument("--sessions", type=count, default=10_000, help="of scale (10000)")
-    alone.add_argument("--minutes", type=amount, default=30.0, help="of soak (30)")
-    alone.add_argument("--soak-rate", type=amount, default=0.5, help="its visits a second (0.5)")
+    alone.add_argument("--minutes", type=positive, default=30.0, help="of soak (30)")
+    alone.add_argument("--soak-rate", type=positive, default=0.5, help="its visits a second (0.5)")
     made.add_argument(
         "--profile",
         action="store_true",
@@ -180,6 +206,23 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _epilog() -> str:
+    about = {name: one.about for name, one in SCENARIOS.items()} | dict(FURTHER)
+    lines = [
+        textwrap.fill(f"{name:11} {what}", 96, initial_indent="  ", subsequent_indent=" " * 14)
+        for name, what in about.items()
+    ]
+    return "\n".join(
+        (
+            "scenarios:",
+            *lines,
+            "",
+            "python -m bench compare BEFORE AFTER  says what differs between two runs",
+            "python -m bench report RESULTS...     makes the report again, of several runs as one",
+        )
+    )
+
+
 def choice_of(told: argparse.ArgumentParser, options: argparse.Namespace) -> Choice:
     """Return what was chosen; what cannot be ends the program."""
     known = (*SCENARIOS, *FURTHER)
@@ -191,14 +234,19 @@ def choice_of(told: argparse.ArgumentParser, options: argparse.Namespace) -> Cho
     urls = dict(_named(one, number) for number, one in enumerate(options.target, start=1))
     if len(urls) < len(options.target):
         told.error("the two targets need different names")
+    for url in urls.values():
+        try:
+            Client(url)
+        except ValueError as error:
+            told.error(str(error))
     starting = {LAYER, TECHNIQUES, SETTINGS} & {*options.scenarios}
     if urls and (options.server or starting or options.profile):
         told.error(
             "--target is about servers that run; --server, --profile, `layer`, `techniques` and "
             "`settings` are about such as are started"
         )
-    if SOAK in options.scenarios and not options.soak_rate * options.minutes > 0:
-        told.error("a soak needs minutes and a rate above 0")
+    if options.scenarios == [SOAK] and any(not one.startswith("ours=") for one in options.server):
+        told.error("a soak is of one server: give it options as --server 'ours=--a b'")
     names = options.scenarios or [
         *SCENARIOS,
         *(
@@ -214,11 +262,14 @@ def choice_of(told: argparse.ArgumentParser, options: argparse.Namespace) -> Cho
         name, equals, text = one.partition("=")
         if not equals or not name or name in (BARE, BASELINE):
             told.error(f"--server {one!r}: give it a name and its options, as nopool='--a b'")
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            told.error(f"--server {one!r}: {error} in its options")
         servers[name] = text
     if not options.no_baseline:
         servers[BASELINE] = ""
-    few = [layer.Load(streams=10, offered=500.0, plain=True)]
-    many = [layer.Load(streams=options.streams, offered=one, plain=False) for one in options.deltas]
+    many = [layer.Load(streams=options.streams, offered=one) for one in options.deltas]
     return Choice(
         names=tuple(names),
         levels={name: _levels(name, options) for name in SCENARIOS},
@@ -227,7 +278,7 @@ def choice_of(told: argparse.ArgumentParser, options: argparse.Namespace) -> Cho
         key_from=options.key_from,
         bare=not urls and not options.no_bare and "oneoff" in names,
         pace=Pace(tokens=options.tokens, delay_ms=options.delay_ms),
-        streams=(*few, *many),
+        streams=tuple(dict.fromkeys((layer.LIGHT, layer.EVEN, *many))),
         window_s=min(options.window, 2.0) if options.quick else options.window,
         sessions=options.sessions,
         minutes=options.minutes,

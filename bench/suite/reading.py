@@ -24,7 +24,7 @@ class Said:
         ended_ns: When the last event came.
         events: How many there were, of all kinds.
         lags_ns: For each word that tells when it was said, how much later it came.
-        arrived_ns: For each of those words, when it came.
+        arrived_ns: For each word, when it came.
         deltas: Words, or text events where there are no words.
     """
 
@@ -77,7 +77,7 @@ def read(exchange: Exchange, *, ends: bool = True) -> Said:
         count += len(said)
         told = [one.said_ns for one in said if one.said_ns is not None]
         lags += [at - ns for ns in told]
-        arrived += [at] * len(told)
+        arrived += [at] * len(said)
     text = "".join(content for _, content, _ in texts)
     return Said(
         text=text,

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.report import Run
 from bench.suite.histogram import Distribution
@@ -16,6 +16,9 @@ from bench.suite.histogram import Distribution
 FORMAT = 1
 """Of the file; another number means that programs which read it must be changed."""
 
+CARRIED = 0.98
+"""Of the deltas that are offered, those that arrive where a server keeps up: what is due at the
+edges of the window may arrive outside of it."""
 
 T = TypeVar("T")
 
@@ -103,7 +106,8 @@ class LayerCell(_Value):
         cpu_us: Processor time of the server for an event, microseconds, in each round.
         cpu_us_delta: The same for a delta.
         server_cpu: Share of one processor that it took, in each round.
-        lag: From when a delta was said to its arrival; None: the words did not tell.
+        lag: From when a delta was due to its arrival; None: no word arrived that told.
+        lag_p99: Its 99th percentile, milliseconds, in each round that has one.
         whole: Streams whose text was whole.
         expected: Streams.
         errors: By code.
@@ -121,11 +125,17 @@ class LayerCell(_Value):
     cpu_us_delta: list[float]
     server_cpu: list[float]
     lag: Distribution | None
+    lag_p99: list[float] = Field(default_factory=list[float])
     whole: int
     expected: int
     errors: dict[str, int]
     client_cpu_us: float
     client_cpu_share: float
+
+    @property
+    def carried(self) -> bool:
+        """Whether the server kept up: lag of one that did not says how long it was measured."""
+        return self.delivered >= CARRIED * self.offered and self.whole == self.expected
 
 
 class Tuned(_Value):

@@ -20,6 +20,7 @@ from bench.suite.scenarios import SCENARIOS, Asking, Mode, Scenario, close, prob
 from bench.suite.schedule import arrivals
 from bench.suite.targets import BARE, Target, lost
 from bench.suite.tree import Tree, tree_of, until_quiet
+from bench.suite.turnabout import turns
 from bench.turns import NoAnswer, Way
 
 CLOSING = 8
@@ -137,18 +138,16 @@ async def carry_out(
             names += [BARE] if plan.mode == "closed" else []
         rounds: Rounds = {name: [] for name in names}
         try:
-            for number in range(settings.rounds):
-                # The order turns round, so that nobody always comes after the same one.
-                for name in names if number % 2 == 0 else reversed(names):
-                    if name not in outcome.gone:
-                        display.doing(f"{plan.scenario.name} {plan.mode} {plan.level:g}, {name}")
-                        if name in by_name:
-                            once = await one_round(by_name[name], plan, settings, number)
-                            await _look_whether_gone(by_name[name], plan, once, outcome, display)
-                        else:
-                            once = await _bare_round(bare, plan, settings)
-                        rounds[name].append(once)
-                    display.step()
+            for number, name in turns(names, settings.rounds):
+                if name not in outcome.gone:
+                    display.doing(f"{plan.scenario.name} {plan.mode} {plan.level:g}, {name}")
+                    if name in by_name:
+                        once = await one_round(by_name[name], plan, settings, number)
+                        await _look_whether_gone(by_name[name], plan, once, outcome, display)
+                    else:
+                        once = await _bare_round(bare, plan, settings)
+                    rounds[name].append(once)
+                display.step()
         finally:
             for name, taken in rounds.items():
                 if taken:
@@ -209,7 +208,11 @@ def steps(plans: Sequence[Plan], targets: int, rounds: int) -> int:
 def line_of(cell: Cell, scenario: Scenario) -> str:
     """Return a cell in one line."""
     main = cell.times.get(scenario.main)
-    time_of = f"{main.p50:8.1f} ms p50 {main.p99:8.1f} p99" if main else "no times"
+    time_of = "none begun in the measured time"
+    if main is not None:
+        # Of a few, a percentile would be one of them at random.
+        high = f"{main.p99:8.1f} p99" if main.tells(99.0) else f"{main.longest:8.1f} longest"
+        time_of = f"{main.p50:8.1f} ms p50 {high}"
     errors = ", ".join(f"{code} x{count}" for code, count in cell.errors.items())
     return (
         f"{cell.scenario:10} {cell.mode:6} {cell.level:6g}  {cell.target:10} "

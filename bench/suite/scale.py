@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from bench.density import in_a_process
 from bench.processes import Memory, NotReady, Server, serving
@@ -65,61 +66,107 @@ class Wanted:
     profile: bool = False
 
 
-async def on_ours(
-    wanted: Wanted, home: Path, env: Mapping[str, str], display: Display
-) -> tuple[Scale, Sequence[Profile], Sequence[str]]:
-    """Make sessions, and measure our server with them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """Sessions that were made.
 
-    Returns:
-        The measurements, profiles, and what went wrong.
+    Attributes:
+        database: They are in it.
+        number: How many.
+        each: What each added to the process that made it, bytes.
     """
-    number = wanted.sessions
-    empty, full = StateDir(home / "scale-empty"), StateDir(home / "scale-full")
-    display.doing(f"scale: {number:,} sessions are made")
+
+    database: Path
+    number: int
+    each: float
+
+
+async def make(wanted: Wanted, home: Path, display: Display) -> Made:
+    """Make sessions, all of which gave up their process."""
+    display.doing(f"scale: {wanted.sessions:,} sessions are made")
+    state = StateDir(home / "scale-made")
+    state.prepare()
+    state.make_database()
+    told = await in_a_process("make", wanted.sessions, state.database)
+    display.step()
+    return Made(database=state.database, number=wanted.sessions, each=told["uss"])
+
+
+async def on_ours(
+    wanted: Wanted,
+    made: Made,
+    home: Path,
+    env: Mapping[str, str],
+    display: Display,
+    *,
+    name: str,
+    options: Sequence[str],
+) -> Scale:
+    """Measure our server with sessions that were made, under the loads of the real CLI.
+
+    Args:
+        wanted: What is asked for.
+        made: The sessions; the server gets a copy.
+        home: Where it may write.
+        env: What it needs to reach the model.
+        display: Is told how far it is.
+        name: What the report calls the server.
+        options: Further ones of `session-supervisor serve`.
+    """
+    empty, full = StateDir(home / f"empty-{uuid4()}"), StateDir(home / f"full-{uuid4()}")
     for state in (empty, full):
         state.prepare()
     full.make_database()
-    made = await in_a_process("make", number, full.database)
-    copy = home / "scale.db"
-    await asyncio.to_thread(shutil.copyfile, full.database, copy)
+    await asyncio.to_thread(shutil.copyfile, made.database, full.database)
     size = full.database.stat().st_size
-    more = ("--max-sessions", str(number + 1_000))
-    display.step()
+    more = ("--max-sessions", str(made.number + 1_000), *options)
 
-    display.doing("scale: a server without sessions")
+    display.doing(f"scale: {name} without sessions")
     began = time.monotonic()
     async with ours(empty.path, more, env) as server:
         start_empty_s = time.monotonic() - began
         before = await _uss(server)
     display.step()
 
-    display.doing(f"scale: a server with {number:,} sessions")
+    display.doing(f"scale: {name} with {made.number:,} sessions")
     began = time.monotonic()
     async with ours(full.path, more, env) as server:
         start_s = time.monotonic() - began
         after = await _uss(server)
-        target = await found("ours", server.url, pid=server.pid)
+        target = await found(name, server.url, pid=server.pid)
         count = await sessions_of(target)
         looks = [
             await _under_nothing(target, wanted, display),
             await _under_queries(target, wanted, display),
         ]
-    profiles, notes = list[Profile](), list[str]()
-    try:
-        looks.append(await _under_streams(copy, wanted, display, profiles, notes))
-    except (NotReady, NoTarget) as error:  # the rest is worth having
-        notes.append(f"scale without a CLI was left out: {error}")
-    scale = Scale(
-        target="ours",
+    return Scale(
+        target=name,
         sessions=count,
-        made=made["uss"],
+        made=made.each,
         found=(after - before) / max(count, 1),
         file=size / max(count, 1),
         start_s=start_s,
         start_empty_s=start_empty_s,
         looks=looks,
     )
-    return scale, profiles, notes
+
+
+async def without_cli(
+    wanted: Wanted, made: Made, display: Display
+) -> tuple[Looks | None, Sequence[Profile], Sequence[str]]:
+    """Measure the layer with the sessions that were made, which it goes on with.
+
+    It is the same for every server of ours: their options are the command's.
+
+    Returns:
+        The looks, profiles, and what went wrong.
+    """
+    profiles, notes = list[Profile](), list[str]()
+    try:
+        looks = await _under_streams(made.database, wanted, display, profiles, notes)
+    except (NotReady, NoTarget) as error:  # the rest is worth having
+        return None, profiles, [*notes, f"scale without a CLI was left out: {error}"]
+    return looks, profiles, notes
 
 
 async def on_target(wanted: Wanted, target: Target, display: Display) -> Scale:
@@ -141,8 +188,8 @@ async def on_target(wanted: Wanted, target: Target, display: Display) -> Scale:
     )
 
 
-STEPS_OURS, STEPS_TARGET = 5, 2
-"""For the display."""
+STEPS_ONCE, STEPS_OURS, STEPS_TARGET = 2, 3, 2
+"""For the display: of what is done once, of each server of ours, and of one that runs already."""
 
 
 async def sessions_of(target: Target) -> int:

@@ -50,5 +50,5 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--delay-ms", type=float, default=20.0)
     options = parser.parse_args()
-    speech = Speech(options.tokens, options.delay_ms / 1000, plain=False)
+    speech = Speech(options.tokens, options.delay_ms / 1000)
     run(_main(options.database, speech))

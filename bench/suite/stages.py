@@ -13,7 +13,7 @@ from bench.processes import serving
 from bench.suite import layer, scale, soak, tuning
 from bench.suite.display import Display
 from bench.suite.observed import TASKS_FILE
-from bench.suite.options import LAYER, SCALE, SETTINGS, SOAK, TECHNIQUES, WITHOUT, Choice
+from bench.suite.options import LAYER, SCALE, SETTINGS, SOAK, TECHNIQUES, Choice
 from bench.suite.profile import profiler
 from bench.suite.results import LayerCell, Scale, Soak, Tuned
 from bench.suite.runner import Outcome, Settings, carry_out, steps
@@ -97,7 +97,7 @@ async def measure(
                 await _scenarios(choice, settings, targets, bare, display, measured)
         if TECHNIQUES in choice.names:
             plans = choice.technique_plans
-            async with own({OURS: "", **WITHOUT}, home, env) as targets:
+            async with own(choice.with_and_without, home, env) as targets:
                 display.stage("techniques", steps(plans, len(targets), settings.rounds))
                 await carry_out(plans, targets, settings, display, measured.techniques)
         if LAYER in choice.names:
@@ -112,15 +112,7 @@ async def measure(
                 display, measured.tuned, rounds=settings.rounds, window_s=choice.window_s
             )
         if SCALE in choice.names:
-            display.stage("scale", scale.STEPS_OURS)
-            wanted = scale.Wanted(
-                sessions=choice.sessions, asking=settings.asking, profile=choice.profile
-            )
-            one, profiles, notes = await scale.on_ours(wanted, home, env, display)
-            measured.scale.append(one)
-            measured.scenarios.profiles += profiles
-            measured.notes += notes
-            _say(display, scale.line_of(one))
+            await _scale(choice, settings, home, env, display, measured)
         if SOAK in choice.names:
             tasks = home / "tasks"
             state = home / f"state-{uuid.uuid4().hex[:8]}"
@@ -128,6 +120,34 @@ async def measure(
             async with ours(state, options, {**env, TASKS_FILE: str(tasks)}) as server:
                 target = await found(OURS, server.url, pid=server.pid)
                 await _soak(choice, settings, target, tasks, display, measured)
+
+
+async def _scale(
+    choice: Choice,
+    settings: Settings,
+    home: Path,
+    env: Mapping[str, str],
+    display: Display,
+    measured: Measured,
+) -> None:
+    """Do `scale` on each server of ours; what needs no CLI is measured once, for `ours`."""
+    servers = choice.servers
+    display.stage("scale", scale.STEPS_ONCE + scale.STEPS_OURS * len(servers))
+    wanted = scale.Wanted(sessions=choice.sessions, asking=settings.asking, profile=choice.profile)
+    made = await scale.make(wanted, home, display)
+    for name, options in servers.items():
+        told = shlex.split(options)
+        one = await scale.on_ours(wanted, made, home, env, display, name=name, options=told)
+        measured.scale.append(one)
+        _say(display, scale.line_of(one))
+    looks, profiles, notes = await scale.without_cli(wanted, made, display)
+    if looks is not None:
+        measured.scale[0] = one = measured.scale[0].model_copy(
+            update={"looks": [*measured.scale[0].looks, looks]}
+        )
+        display.say(scale.line_of(one)[-1])
+    measured.scenarios.profiles += profiles
+    measured.notes += notes
 
 
 async def _of_target(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WORD = re.compile(r"w(\d+)(?:@(\d+)(?:\^(\d+))?)? ")
+_WORD = re.compile(r"w(\d+)(?:@(\d+)(?:\^(\d+))?)? +")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ def word(number: int, said_ns: int | None = None, *, asked_ns: int | None = None
     return f"{said} " if asked_ns is None else f"{said}^{asked_ns} "
 
 
-def plain_word(number: int) -> str:
-    """Return a word that does not tell when it was said."""
-    return f"w{number} "
+def plain_word(number: int, size: int = 0) -> str:
+    """Return a word that does not tell when it was said, filled up to a size."""
+    return f"w{number} ".ljust(size)
 
 
 def words(text: str) -> Sequence[Word]:

@@ -189,7 +189,7 @@ def scale_table(scale: Scale) -> Table:
         for what, value, unit, name in known
         if value is not None
     ]
-    return Table(head=("", f"{scale.sessions:,} sessions"), rows=rows, texts=1)
+    return Table(head=("", f"{scale.target}: {scale.sessions:,} sessions"), rows=rows, texts=1)
 
 
 def looks_table(scale: Scale) -> Table:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from bench.suite.command import main
 from bench.suite.compare import compared
-from bench.suite.goals import Goal, goals
+from bench.suite.goals import AHEAD, Goal, goals
 from bench.suite.histogram import Distribution
 from bench.suite.judge import gains, ratios, summary
 from bench.suite.markdown import into, markdown
@@ -68,18 +68,26 @@ def cell(target: str, first_ms: float, **changed: Any) -> Cell:
     return Cell(**{**fields, **changed})
 
 
-def layer_cell(server: str, *, offered: float, lag_ms: float | None, cpu_us: float) -> LayerCell:
+def layer_cell(
+    server: str,
+    *,
+    offered: float,
+    lag_ms: float | None,
+    cpu_us: float,
+    delivered: float | None = None,
+) -> LayerCell:
     return LayerCell(
         server=server,
         streams=10 if lag_ms is None else 1_000,
         offered=offered,
         rounds=2,
-        delivered=offered,
+        delivered=offered if delivered is None else delivered,
         events=offered,
         cpu_us=[cpu_us, cpu_us * 1.1],
         cpu_us_delta=[cpu_us, cpu_us * 1.1],
         server_cpu=[0.5, 0.5],
         lag=None if lag_ms is None else Distribution.of([lag_ms] * 1000),
+        lag_p99=[] if lag_ms is None else [lag_ms] * 2,
         whole=2_000,
         expected=2_000,
         errors={},
@@ -244,6 +252,36 @@ def test_a_goal_that_was_missed_is_said_to_be(changed: Results, missed: str) -> 
     (goal,) = [one for one in goals(changed) if missed in one.text]
     assert goal.met is False
     assert "MISSED" in summary(changed)
+
+
+def test_our_server_is_judged_against_another_under_each_load_that_both_had() -> None:
+    def cells(ours_ms: float, theirs_ms: float, offered: float, **theirs: float) -> list[LayerCell]:
+        return [
+            layer_cell("ours on hypercorn", offered=offered, lag_ms=ours_ms, cpu_us=10.0),
+            layer_cell(
+                "fastapi on uvicorn", offered=offered, lag_ms=theirs_ms, cpu_us=40.0, **theirs
+            ),
+        ]
+
+    layer = [
+        *cells(90.0, 900.0, 30_000.0, delivered=7_000.0),
+        *cells(5.0, 4.0, 3_000.0),
+        *cells(1.0, 2.0, 500.0),
+    ]
+    few, even, most = [one for one in goals(results(layer=tuple(layer))) if AHEAD in one.text]
+    assert [few.met, even.met, most.met] == [True, False, True]
+    assert few.text.endswith("1,000 streams, 500/s")
+    assert even.measured == "10.5 against 42.0 us; p99 5.0 against 4.0 ms"
+    assert most.measured.endswith("overrun: of 30,000 deltas/s it delivers 7,000")
+
+
+def test_lag_that_was_not_measured_is_judged_as_nothing() -> None:
+    both = [
+        layer_cell(server, offered=500.0, lag_ms=None, cpu_us=10.0)
+        for server in ("ours on hypercorn", "fastapi on uvicorn")
+    ]
+    (goal,) = [one for one in goals(results(layer=tuple(both))) if AHEAD in one.text]
+    assert (goal.met, "lag was not measured" in goal.measured) == (None, True)
 
 
 def _goal(changed: Results, part: str) -> Goal:
@@ -493,7 +531,13 @@ def test_the_command_says_which_file_it_cannot_read(
         (["--target", "x=http://a", "--target", "x=http://b"], "different names"),
         (["layer", "--target", "http://a"], "about servers that run"),
         (["--server", "nopool"], "give it a name and its options"),
+        (["--server", "nopool='--a"], "No closing quotation"),
+        (["soak", "--server", "nopool=--no-pool"], "a soak is of one server"),
+        (["--target", "localhost:3000"], "not the URL of a server"),
         (["--users", "0"], "not a whole number"),
+        (["--rate", "0"], "not a number above 0"),
+        (["oneoff", "--out", "/proc/none/a"], "--out /proc/none/a: No such file"),
+        (["compare", "a.json"], "the following arguments are required: after"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(
@@ -501,4 +545,6 @@ def test_the_command_refuses_what_it_cannot_do(
 ) -> None:
     with pytest.raises(SystemExit):
         main(arguments)
-    assert why in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert why in told
+    assert len(told.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +14,7 @@ from bench.suite.results import Tuned
 from bench.suite.tables import tuned_table
 from rich.console import Console
 
-from session_http import accept, listen
+from session_http import accept, collector, listen
 
 
 def tuned(change: str, cpu_us: list[float], *, p99: list[float]) -> Tuned:
@@ -50,6 +51,16 @@ def test_a_change_is_made_to_what_the_server_reads(
     assert getattr(module, setting) == value
 
 
+def test_pythons_own_collector_is_put_in_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "calm_collector", collector.calm_collector)
+    before = gc.get_threshold()
+    CHANGES["collector: Python's own"].make()
+    with collector.calm_collector():
+        assert gc.get_threshold() == before
+        assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == before
+
+
 def test_a_setting_that_the_server_does_not_have_any_more_is_noticed() -> None:
     with pytest.raises(AttributeError, match="has no GONE"):
         changes.setting(accept, "GONE", 1)
@@ -70,8 +81,10 @@ async def test_every_load_is_measured_on_a_server_with_a_change(
 
     # A server for each would take half a minute to start.
     monkeypatch.setattr(tuning, "names_of", last_of)
-    few = layer.Load(streams=4, offered=200.0, plain=False)
-    for name, value in {"STREAMS": few, "STORED": few, "STORM": 20, "USERS": 2}.items():
+    few = layer.Load(streams=4, offered=200.0)
+    for name in ("STREAMS", "SLOW", "STORED"):
+        monkeypatch.setattr(tuning, name, few)
+    for name, value in {"STORM": 20, "USERS": 2, "HOLD_S": 0.2}.items():
         monkeypatch.setattr(tuning, name, value)
     found: list[Tuned] = []
     with clean_surroundings():

@@ -241,3 +241,18 @@ def test_a_profile_adds_up_what_ran_and_what_it_called() -> None:
 def test_a_server_that_never_ran_has_no_profile() -> None:
     with pytest.raises(NoProfile, match="never seen running"):
         read(["garbage"], 1.0, "some load")
+
+
+def test_servers_with_options_of_their_own_take_part_in_techniques_and_scale() -> None:
+    told = parser()
+    options = told.parse_args(
+        ["techniques", "scale", "--server", "ours=--niceness 0", "--server", "few=--max-pooled 1"]
+    )
+    choice = choice_of(told, options)
+    assert choice.servers == {"ours": "--niceness 0", "few": "--max-pooled 1"}
+    assert choice.with_and_without == {
+        "ours": "--niceness 0",
+        "without recycling": "--niceness 0 --no-recycle",
+        "without the pool": "--niceness 0 --no-pool",
+        "few": "--max-pooled 1",
+    }
