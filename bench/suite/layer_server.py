@@ -14,8 +14,9 @@ import json
 import signal
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,14 +238,14 @@ async def _main(app: str, server: str, speech: Speech, *, stored: bool, http2: b
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    serve: Callable[[Any, asyncio.Event], Any] = {
-        "hypercorn": lambda app, stop: on_hypercorn(app, stop, http2=http2),
+    servers: Mapping[str, Callable[[Any, asyncio.Event], Any]] = {
+        "hypercorn": partial(on_hypercorn, http2=http2),
         "uvicorn": on_uvicorn,
         "granian": on_granian,
-    }[server]
+    }
     async with application(app, speech, stored=stored) as opened:
         with collector.calm_collector():
-            await serve(opened, stop)
+            await servers[server](opened, stop)
 
 
 if __name__ == "__main__":
