@@ -145,7 +145,7 @@ async def _scale(
         measured.scale[0] = one = measured.scale[0].model_copy(
             update={"looks": [*measured.scale[0].looks, looks]}
         )
-        display.say(scale.line_of(one)[-1])
+        display.say(f"scale, {one.target}:{scale.line_of(one)[-1]}")
     measured.scenarios.profiles += profiles
     measured.notes += notes
 
