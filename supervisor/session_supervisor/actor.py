@@ -1371,7 +1371,10 @@ class Actor:
             # A one-off has had its turn: nobody needs another process.
             await self._shut_down(CloseReason.FINISHED)
             return
-        delay = self._core.restarts.spend(self._now())
+        starting_s = 0.0
+        if code is FailureCode.START_FAILED:  # it may have waited for its turn to start before
+            starting_s = min(self._now() - self._started_at, self._watchdogs.start_s)
+        delay = self._core.restarts.spend(self._now(), starting_s=starting_s)
         if delay is None:
             await self._give_up(f"It crashed too often. The last time: {cause}", code)
             return

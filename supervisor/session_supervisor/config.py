@@ -19,7 +19,8 @@ class RestartPolicy:
 
     Attributes:
         max_restarts: Restarts allowed within the window.
-        window_s: Length of the sliding window, seconds.
+        window_s: Length of the sliding window, seconds, without those for which a process was
+            starting that did not come up.
         base_delay_s: Delay before the first restart, seconds.
         max_delay_s: Longest delay before jitter, seconds.
         jitter: Largest random addition, as a share of the delay.

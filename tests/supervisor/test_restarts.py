@@ -22,6 +22,15 @@ def test_crashes_that_left_the_window_are_forgiven() -> None:
     assert budget.total == 2
 
 
+def test_the_time_of_starts_that_failed_does_not_move_the_window_on() -> None:
+    policy = RestartPolicy(max_restarts=2, window_s=10.0, base_delay_s=1.0, jitter=0.0)
+    budget = RestartBudget(policy, lambda: 0.0)
+    assert budget.spend(60.0, starting_s=60.0) == 1.0
+    assert budget.spend(121.0, starting_s=60.0) == 2.0
+    assert budget.spend(183.0, starting_s=60.0) is None
+    assert budget.spend(190.5) == 2.0, "one of the two was more than ten seconds ago"
+
+
 def test_no_restarts_may_be_allowed_at_all() -> None:
     assert RestartBudget(RestartPolicy(max_restarts=0), lambda: 0.0).spend(0.0) is None
 

@@ -302,6 +302,23 @@ async def test_a_start_that_fails_is_tried_again_and_the_query_waits() -> None:
     assert agent.live == 0
 
 
+@pytest.mark.parametrize("oneoff", [True, False])
+@virtual()
+async def test_nobody_waits_for_ever_for_an_agent_that_never_comes_up(oneoff: bool) -> None:
+    async with supervising(ScriptedAgent(start=Start(hangs=True))) as supervisor:
+        if oneoff:
+            turn = await supervisor.query("x")
+        else:
+            turn = await (await supervisor.start()).query("x")
+        with pytest.raises(TurnFailed) as caught:
+            await turn.result()
+        assert caught.value.failure.code is FailureCode.START_FAILED
+        limits, policy = Watchdogs(), RestartPolicy()
+        tries = policy.max_restarts + 1
+        longest = tries * (limits.start_s + policy.max_delay_s * (1 + policy.jitter))
+        assert tries * limits.start_s <= now() <= longest
+
+
 @virtual()
 async def test_an_interrupt_answers_after_the_end_is_in_the_log() -> None:
     async with supervising(agent_with(slow=SLOW)) as supervisor:
