@@ -84,12 +84,13 @@ class Gate:
     fewer go on for as long as steps are long, whoever makes them so.
 
     For one event loop.
+
+    Args:
+        most: How many go on in a step, unless steps are long.
     """
 
-    def __init__(self) -> None:
-        self.room = WOKEN_AT_ONCE
-        """How many more may go on before somebody has to wait."""
-        self._most = WOKEN_AT_ONCE
+    def __init__(self, most: int = WOKEN_AT_ONCE) -> None:
+        self._most = self._allowed = self.room = most
         self._opened = 0.0
         self._waiting = deque[tuple[asyncio.Future[Any], Any, BaseException | None]]()
 
@@ -116,11 +117,11 @@ class Gate:
         """Make room, in another step."""
         now = loop.time()
         if now - self._opened >= LONG_STEP_S:
-            self._most = max(1, self._most // 2)
-        elif self._most < WOKEN_AT_ONCE:
-            self._most += 1
+            self._allowed = max(1, self._allowed // 2)
+        elif self._allowed < self._most:
+            self._allowed += 1
         self._opened = now
-        self.room = self._most
+        self.room = self._allowed
         while self._waiting and self.room:
             self._let_on(*self._waiting.popleft())
         if self._waiting:

@@ -170,3 +170,27 @@ async def test_who_gives_up_waiting_at_a_gate_takes_nobody_elses_place() -> None
     await asyncio.sleep(1)
     bells[0].ring()
     await task
+
+
+@virtual()
+async def test_a_gate_lets_as_many_go_on_in_a_step_as_it_was_told() -> None:
+    gate, woken = Gate(2), list[int]()
+    bells = [Wakeup(gate) for _ in range(7)]
+
+    async def sleep(number: int) -> None:
+        await bells[number].wait(None)
+        woken.append(number)
+
+    async with asyncio.TaskGroup() as sleepers:
+        for number in range(len(bells)):
+            sleepers.create_task(sleep(number))
+        await asyncio.sleep(1)
+        for bell in bells:
+            bell.ring()
+        in_steps = list[int]()
+        while len(woken) < len(bells):
+            before = len(woken)
+            await asyncio.sleep(0)
+            in_steps.append(len(woken) - before)
+    assert woken == list(range(len(bells)))
+    assert max(in_steps) == 2

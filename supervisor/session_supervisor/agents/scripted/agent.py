@@ -12,9 +12,13 @@ from session_supervisor.agents.scripted.process import ScriptedProcess
 from session_supervisor.agents.scripted.script import Script, echo
 from session_supervisor.errors import AgentError, InvalidSpec, ResumeNotFound
 from session_supervisor.spec import SessionSpec
-from session_supervisor.timers import Gate
+from session_supervisor.timers import WOKEN_AT_ONCE, Gate
 
 __all__ = ["TOOLS", "Manners", "ScriptedAgent", "Start"]
+
+SPEAKING_AT_ONCE = WOKEN_AT_ONCE // 2
+"""Processes that speak in one step of the event loop. Fewer than the sessions that hear in it, or
+under load what has waited to be said would wait as long again to be heard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ class ScriptedAgent:
         self._live = 0
         self._conversations: dict[str, Memory] = {}
         self._begun = 0
-        self._gate = Gate()
+        self._gate = Gate(SPEAKING_AT_ONCE)
         self._gate_loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -189,7 +193,7 @@ class ScriptedAgent:
 
         loop = asyncio.get_running_loop()
         if loop is not self._gate_loop:
-            self._gate, self._gate_loop = Gate(), loop
+            self._gate, self._gate_loop = Gate(SPEAKING_AT_ONCE), loop
         process = ScriptedProcess(
             self._life(fingerprint, memory, agent_session_id),
             fingerprint=fingerprint,
