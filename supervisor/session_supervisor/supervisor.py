@@ -90,7 +90,7 @@ from session_supervisor.spec import LOCAL_OWNER, Attachment, Prompt, SessionKind
 from session_supervisor.starts import Starts
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.port import Store
-from session_supervisor.stores.records import Claim, Damaged, Lease, SessionRecord
+from session_supervisor.stores.records import Batch, Claim, Damaged, Lease, SessionRecord
 from session_supervisor.timers import Gate, Wakeup
 from session_supervisor.turns import Ledger
 from session_supervisor.workspaces import (
@@ -1059,7 +1059,7 @@ class Supervisor:
         """Store a new session, or leave nothing of it."""
         session_id = record.session_id
         claims = () if hold is None else (hold.claim(session_id, None),)
-        creating = asyncio.ensure_future(self._store.create(record, claims=claims))
+        creating = asyncio.ensure_future(self._store.create(record, first=Batch(claims=claims)))
         try:
             # Given up or cancelled, it may be kept all the same, and then nobody knows of it.
             await asyncio.wait({creating}, timeout=self._config.watchdogs.store_s)

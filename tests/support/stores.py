@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from session_supervisor.errors import StoreError
 from session_supervisor.stores.memory import MemoryStore
-from session_supervisor.stores.records import Batch, Claim, Lease, SessionRecord
+from session_supervisor.stores.records import Batch, Lease, SessionRecord
 
 
 class HardStore(MemoryStore):
@@ -38,9 +37,9 @@ class HardStore(MemoryStore):
         await self._suffer("acquire", self.acquire_s)
         return await super().acquire(session_id)
 
-    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
+    async def create(self, session: SessionRecord, *, first: Batch | None = None) -> Lease:
         await self._suffer("acquire", self.acquire_s)
-        return await super().create(session, claims=claims)
+        return await super().create(session, first=first)
 
     async def commit(self, session_id: str, *, fence: int, expected_seq: int, batch: Batch) -> None:
         await self._suffer("append", self.append_s)

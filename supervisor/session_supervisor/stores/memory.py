@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from session_supervisor.asks import Request, weight
@@ -13,6 +13,7 @@ from session_supervisor.errors import (
     ClaimTaken,
     Fenced,
     SequenceConflict,
+    StoreError,
     UnknownSession,
 )
 from session_supervisor.events import Event
@@ -59,14 +60,19 @@ class MemoryStore:
         """It goes with its process."""
         return False
 
-    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
+    async def create(self, session: SessionRecord, *, first: Batch | None = None) -> Lease:
         """See `Store.create`."""
-        if session.session_id in self._kept:
-            raise AlreadyExists(session.session_id)
-        self._check_claims(claims)
-        self._kept[session.session_id] = _Kept(record=session, windows=[self._window()])
-        self._put_claims(claims)
-        return Lease(fence=1, last_seq=0)
+        session_id = session.session_id
+        if session_id in self._kept:
+            raise AlreadyExists(session_id)
+        kept = self._kept[session_id] = _Kept(record=session, windows=[self._window()])
+        if first is not None:
+            try:
+                self._add(session_id, kept, 0, replace(first, session=None))
+            except StoreError:
+                del self._kept[session_id]
+                raise
+        return Lease(fence=kept.fence, last_seq=kept.last_seq)
 
     async def acquire(self, session_id: str) -> Lease:
         """See `Store.acquire`."""
@@ -86,6 +92,9 @@ class MemoryStore:
             raise Fenced(
                 f"Session {session_id!r} has another writer, or was erased: this one must stop."
             )
+        self._add(session_id, kept, expected_seq, batch)
+
+    def _add(self, session_id: str, kept: _Kept, expected_seq: int, batch: Batch) -> None:
         events = batch.events
         follows_on = all(event.seq == expected_seq + n for n, event in enumerate(events, start=1))
         if expected_seq != kept.last_seq or not follows_on:

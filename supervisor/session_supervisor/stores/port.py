@@ -40,15 +40,22 @@ class Store(Protocol):
         """Whether what it keeps outlives the process that it is in."""
         ...
 
-    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
-        """Keep a new session, and become its only writer.
+    async def create(self, session: SessionRecord, *, first: Batch | None = None) -> Lease:
+        """Keep a new session with what it begins with, all or none, and become its only writer.
+
+        It is safe when this returns, like a commit. A question that is asked once is stored so as a
+        whole: the session, that it was accepted and, if there is a process for it, that it began.
 
         Args:
             session: The session.
-            claims: Keys for the work that begins with it.
+            first: What it begins with, its events numbered from 1; `session` in it is left out.
+
+        Returns:
+            The lease; its `last_seq` is the number of the last of those events.
 
         Raises:
             AlreadyExists: There is a session with its id.
+            SequenceConflict: The events do not begin with 1.
             ClaimTaken: A key has been claimed before; nothing was kept.
         """
         ...

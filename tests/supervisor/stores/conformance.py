@@ -132,6 +132,48 @@ class StoreConformance:
         yield store
         await store.aclose()
 
+    # -- sessions that begin with something --------------------------------------------------
+
+    async def test_a_session_is_created_with_all_that_it_begins_with(self, store: Store) -> None:
+        begun = turn("t", Phase.RUNNING)
+        first = Batch(events=run_of(1, 2), turns=[begun], claims=[claim("k")], reserve=10)
+        lease = await store.create(session(), first=first)
+        assert lease.last_seq == 2
+        assert list(await store.read("a", after=0, limit=9)) == first.events
+        assert await store.turn("a", "t") == begun
+        assert await store.claim("alice", "k", now=AT) == claim("k")
+        await add(store, lease.fence, 2, run_of(3, 1))
+        await store.commit(
+            "a", fence=lease.fence, expected_seq=3, batch=Batch(reserve=5, session=session())
+        )
+        (found,) = await store.take_over()
+        assert isinstance(found, Found)
+        assert (found.session, found.lease.last_seq) == (session(), 8)
+        assert found.open_turns == [begun]
+
+    async def test_what_was_reserved_with_a_session_is_given_to_nobody_else(
+        self, store: Store
+    ) -> None:
+        await store.create(session(), first=Batch(events=run_of(1, 2), reserve=10))
+        assert (await store.acquire("a")).last_seq == 12
+
+    async def test_a_session_is_created_with_all_or_not_at_all(self, store: Store) -> None:
+        await store.create(session("b"), first=Batch(claims=[claim("k", session_id="b")]))
+        taken = Batch(events=run_of(1, 1), turns=[turn("t")], claims=[claim("k")])
+        with pytest.raises(ClaimTaken):
+            await store.create(session(), first=taken)
+        for events in (run_of(2, 1), [*run_of(1, 1), *run_of(3, 1)]):
+            with pytest.raises(SequenceConflict):
+                await store.create(session(), first=Batch(events=events, turns=[turn("t")]))
+        assert await store.turn("a", "t") is None
+        with pytest.raises(UnknownSession):
+            await store.acquire("a")
+        lease = await store.create(session(), first=Batch(events=run_of(1, 1)))
+        with pytest.raises(AlreadyExists):
+            await store.create(session(), first=Batch(events=run_of(1, 3)))
+        await add(store, lease.fence, 1, run_of(2, 1))
+        assert list(await store.read("a", after=0, limit=9)) == run_of(1, 2)
+
     # -- logs ------------------------------------------------------------------------------
 
     async def test_what_was_committed_is_read_in_order(self, store: Store) -> None:
@@ -372,23 +414,27 @@ class StoreConformance:
     # -- claims --------------------------------------------------------------------------------
 
     async def test_a_key_stands_for_one_piece_of_work_of_one_owner(self, store: Store) -> None:
-        await store.create(session("a"), claims=[claim("k")])
+        await store.create(session("a"), first=Batch(claims=[claim("k")]))
         assert await store.claim("alice", "k", now=AT) == claim("k")
         assert await store.claim("bob", "k", now=AT) is None
         with pytest.raises(ClaimTaken):
-            await store.create(session("b"), claims=[claim("k", session_id="b")])
+            await store.create(session("b"), first=Batch(claims=[claim("k", session_id="b")]))
         assert [one.session.session_id for one in await take_over(store)] == ["a"]
-        await store.create(session("b"), claims=[claim("k", owner="bob", session_id="b")])
+        await store.create(
+            session("b"), first=Batch(claims=[claim("k", owner="bob", session_id="b")])
+        )
 
     async def test_a_key_outlives_its_session_until_it_expires(self, store: Store) -> None:
-        lease = await store.create(session(), claims=[claim("k"), claim("other", hour=1)])
+        lease = await store.create(
+            session(), first=Batch(claims=[claim("k"), claim("other", hour=1)])
+        )
         assert await store.claim("alice", "k", now=AT + timedelta(hours=24)) is None
         batch = Batch(claims=[claim("k", hour=24)])
         await store.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
         assert await store.claim("alice", "k", now=AT + timedelta(hours=25)) is not None
         await store.erase("a")
         assert await store.claim("alice", "other", now=AT) is not None, "a retry is not new work"
-        await store.create(session("b"), claims=[claim("third", session_id="b")])
+        await store.create(session("b"), first=Batch(claims=[claim("third", session_id="b")]))
         await store.erase("b", claims=True)
         assert await store.claim("alice", "third", now=AT) is None
         assert await store.claim("alice", "other", now=AT) is not None

@@ -54,7 +54,7 @@ class TestSqliteStore(StoreConformance):
 async def test_everything_is_there_for_the_next_one_who_opens_the_file(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     first = SqliteStore(path)
-    lease = await first.create(session(), claims=[claim("k")])
+    lease = await first.create(session(), first=Batch(claims=[claim("k")]))
     batch = Batch(events=run_of(1, 3), turns=[turn("t")], reserve=10)
     await first.commit("a", fence=lease.fence, expected_seq=0, batch=batch)
     await first.aclose()
@@ -361,7 +361,9 @@ async def test_a_damaged_row_is_told_and_takes_nothing_else_with_it(tmp_path: Pa
     path = tmp_path / "sessions.db"
     store = SqliteStore(path)
     for name in ("a", "b", "c", "d"):
-        lease = await store.create(session(name), claims=[claim(name, session_id=name)])
+        lease = await store.create(
+            session(name), first=Batch(claims=[claim(name, session_id=name)])
+        )
         batch = Batch(events=run_of(1, 2), turns=[turn("open"), ended("t", last_seq=2)])
         await store.commit(name, fence=lease.fence, expected_seq=0, batch=batch)
     spoil(path, "sessions", "session_id = 'a'")

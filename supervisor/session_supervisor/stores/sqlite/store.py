@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class SqliteStore:
         """It outlives its process."""
         return True
 
-    async def create(self, session: SessionRecord, *, claims: Sequence[Claim] = ()) -> Lease:
+    async def create(self, session: SessionRecord, *, first: Batch | None = None) -> Lease:
         """See `Store.create`."""
 
         def work(db: sqlite3.Connection) -> Lease:
@@ -79,8 +80,10 @@ class SqliteStore:
                 raise AlreadyExists(session.session_id) from None
             if session.total_cost_usd:  # it was not spent here
                 _put_cost(db, session)
-            _insert_claims(db, claims)
-            return Lease(fence=1, last_seq=0)
+            if first is None:
+                return Lease(fence=1, last_seq=0)
+            self._commit(db, session.session_id, 1, 0, replace(first, session=None))
+            return Lease(fence=1, last_seq=len(first.events))
 
         return await self._database.write(work)
 
