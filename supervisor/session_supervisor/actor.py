@@ -168,6 +168,13 @@ SERVER_FAULT = Failure(
 """What became of a turn whose actor ended by a fault."""
 
 
+AT_HAND_S = 0.05
+"""Seconds that the acceptance of a query may wait for a process that only has to be looked at.
+
+That takes a few milliseconds, and then the query is stored along with its start. Whoever waits to
+hear that it was accepted need not notice where it takes longer.
+"""
+
 SETTLING_S = 1.0
 """Seconds after the end of work in the background in which an agent may begin a turn about it."""
 
@@ -183,6 +190,7 @@ class Timer(StrEnum):
     IDLE = "idle_timeout"
     EXPIRY = "expiry"
     SETTLING = "settling"
+    AT_HAND = "process_at_hand"
     CHECKPOINT = "checkpoint"
 
 
@@ -379,6 +387,9 @@ class Actor:
         """Start a process or, in a session that was found, mend what its last one left behind."""
         if self._core.state is State.STARTING:
             self._start_process()
+            await asyncio.sleep(0)  # its task takes one that stands ready, if there is one
+            if self._live().at_hand:
+                self._timers.set(Timer.AT_HAND, self._now() + AT_HAND_S)
             return
         waiting: list[Query] = []
         for turn in self._ledger.open():
@@ -467,7 +478,8 @@ class Actor:
             await self._serve_control()
             await self._on_signal(self._signals.pop(0))
         await self._serve_control()
-        await self._accept_all()
+        if not self._soon_up:
+            await self._accept_all(may_begin=True)
         while (timer := self._timers.pop_due(self._now())) is not None:
             await self._on_timer(timer)
         if self._finished and self._core.state is not State.CLOSING and not self._closed:
@@ -483,7 +495,8 @@ class Actor:
         self._watch_idleness()
         if self._log.unseen and self._core.state is not State.CLOSING:
             await self._commit()
-        return bool(self._signals or self._mailbox.waiting_control or self._mailbox.has_new_work)
+        new_work = self._mailbox.has_new_work and not self._soon_up
+        return bool(self._signals or self._mailbox.waiting_control or new_work)
 
     async def _serve_control(self) -> None:
         while (control := self._mailbox.next_control()) is not None:
@@ -530,6 +543,7 @@ class Actor:
                     signal.incarnation.served()
                     await self._on_message(signal.message)
                 case Up():
+                    self._timers.clear(Timer.AT_HAND)
                     self._up_at = self._now()
                     self._advance(Trigger.STARTED)
                     self._configure_process()
@@ -577,12 +591,15 @@ class Actor:
                 await self._commit()
             case Timer.SETTLING:
                 pass  # the process may be spared now, if it is at rest
+            case Timer.AT_HAND:
+                pass  # what was asked is accepted now
             case _:
                 raise AssertionError(f"nothing is known of timer {timer!r}")
 
     # -- queries -------------------------------------------------------------------------
 
-    async def _accept(self, query: Query) -> None:
+    async def _accept(self, query: Query, *, may_begin: bool) -> None:
+        """Enter a query; if it is its turn already, hand it over: that is one commit, not two."""
         turn_id = query.key
         preempts = query.on_busy is OnBusy.INTERRUPT
         position = len(self._running) + (0 if preempts else len(self._queued))
@@ -610,10 +627,18 @@ class Actor:
         if query.timeout_s is not None:
             self._timers.set(TurnDeadline(turn_id), turn.accepted_time + query.timeout_s)
         accepted = events.Turn(phase="accepted", origin=Origin.USER, position=position)
+        drafts: list[Draft] = [(accepted, turn_id)]
+        at_once = may_begin and self._can_begin(query)
+        if at_once:
+            self._mailbox.withdraw(turn_id)
+            drafts.append(self._begin_turn(turn, query))
         claims = () if query.claim is None else (query.claim,)
-        await self._commit((accepted, turn_id), claims=claims)
+        await self._commit(*drafts, claims=claims)
+        if at_once:
+            self._send(turn, query)
         query.reply.settle(Accepted(turn_id=turn_id, seq=seq, position=position))
-        if preempts and self._running and self._core.state in (State.RUNNING, State.WAITING):
+        running = self._running and self._core.state in (State.RUNNING, State.WAITING)
+        if preempts and running and not at_once:
             await self._stop_running()
 
     async def _hand_over(self) -> bool:
@@ -621,23 +646,51 @@ class Actor:
         query = self._mailbox.take()
         if query is None:
             return False
-        turn = self._queued.pop(query.key)
+        turn = self._queued[query.key]
         try:
             self._core.check_budgets(query.budget_usd)
         except BudgetExceeded as error:  # since it was accepted
+            del self._queued[query.key]
             failure = Failure(code=FailureCode.BUDGET, message=str(error))
             await self._end(turn, Outcome.FAILED, failure)
             return True
+        await self._commit(self._begin_turn(turn, query))
+        self._send(turn, query)
+        return True
+
+    @property
+    def _soon_up(self) -> bool:
+        """Whether a process is about to be up, so that what is asked is begun as it is accepted."""
+        return self._timers.is_set(Timer.AT_HAND) and self._live().at_hand
+
+    def _can_begin(self, query: Query) -> bool:
+        """Whether a query that is just being entered can be handed over at once."""
+        # Where somebody waits for room, or the process is to be another one, that is looked at
+        # first: `_let_others`, `_replace`.
+        free = not (self._slots.waiting or self._stale or self._untold)
+        if self._core.state is not State.IDLE or len(self._queued) > 1 or not free:
+            return False
+        with suppress(BudgetExceeded):
+            self._core.check_budgets(query.budget_usd)
+            return True
+        return False
+
+    def _begin_turn(self, turn: Turn, query: Query) -> Draft:
+        """Enter that a turn is handed over; it is, once what this returns is stored."""
+        del self._queued[turn.turn_id]
         waited_from = max(turn.accepted_time, self._started_at)
         self._ledger.start(turn, spawn_s=max(0.0, self._up_at - waited_from))
         self._handed, self._query, self._agent_turns = turn, query, 0
         self._had_a_turn = True
         self._advance(Trigger.TURN_BEGAN)
-        await self._commit((events.Turn(phase="started", origin=Origin.USER), turn.turn_id))
+        return events.Turn(phase="started", origin=Origin.USER), turn.turn_id
+
+    def _send(self, turn: Turn, query: Query) -> None:
+        """Hand a turn over of which it is stored that it was begun."""
+        turn.sent = True
         self._live().send(query.prompt)
         self._expect_model()
         self._watch_silence()
-        return True
 
     def _put_back(self) -> None:
         """Let the turn wait again that was handed over and not taken, in front of all others."""
@@ -649,10 +702,14 @@ class Actor:
         self._mailbox.put_back(query)
         self._queued = {turn.turn_id: turn, **self._queued}
 
-    async def _accept_all(self) -> None:
-        """Enter every query that was offered and is not in the ledger yet."""
+    async def _accept_all(self, *, may_begin: bool = False) -> None:
+        """Enter every query that was offered and is not in the ledger yet.
+
+        Args:
+            may_begin: Whether one whose turn it is may be handed over as well.
+        """
         while (query := self._mailbox.acknowledge()) is not None:
-            await self._accept(query)
+            await self._accept(query, may_begin=may_begin)
 
     async def _withdraw(self, turn_id: str, outcome: Outcome, failure: Failure | None) -> None:
         """End a turn that no process has seen."""
@@ -1634,7 +1691,7 @@ class Actor:
 
     def _forget_agent(self) -> None:
         """Nothing of what a process was doing is true of the next one."""
-        self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT, Timer.IDLE)
+        self._timers.clear(Timer.MODEL, Timer.SILENCE, Timer.INTERRUPT, Timer.IDLE, Timer.AT_HAND)
         self._tools.clear()
         self._background = 0
         self._last_message = None

@@ -182,6 +182,12 @@ class Incarnation:
         return self._process is not None and not self.given_up
 
     @property
+    def at_hand(self) -> bool:
+        """Whether there is a process that only has to be looked at before it is up."""
+        ready = self._seat is not None and self._seat.spare is not None
+        return self._process is None and ready
+
+    @property
     def came_up(self) -> bool:
         """Whether there is or was a process."""
         return self._process is not None

@@ -29,6 +29,9 @@ from session_supervisor.window import Window
 Draft: TypeAlias = tuple[Body, str | None]
 """An event to be: what is said, and the turn that it belongs to."""
 
+Create: TypeAlias = Callable[[SessionRecord, Batch], Awaitable[Lease]]
+"""Stores a new session with what it begins with."""
+
 RECENT_EVENTS = 2_048
 RECENT_BYTES = 1 << 20
 """What a log keeps at hand, so that readers who keep up never trouble the store."""
@@ -40,16 +43,26 @@ class EventLog:
     Args:
         session_id: Whose events.
         store: Where they are kept.
-        lease: The right to write them.
+        lease: The right to write them; for a session that is not stored yet, what stores it: it is
+            created by its first commit.
         clock: Gives each event its time.
         store_s: Seconds that the store may take.
     """
 
     def __init__(
-        self, session_id: str, store: Store, *, lease: Lease, clock: Clock, store_s: float = 30.0
+        self,
+        session_id: str,
+        store: Store,
+        *,
+        lease: Lease | Create,
+        clock: Clock,
+        store_s: float = 30.0,
     ) -> None:
         self._session_id = session_id
         self._store = store
+        self._create: Create | None = None
+        if not isinstance(lease, Lease):
+            self._create, lease = lease, Lease(fence=0, last_seq=0)
         self._fence = lease.fence
         self._clock = clock
         self._store_s = store_s
@@ -134,7 +147,7 @@ class EventLog:
         Args:
             drafts: Events that nobody may see before they are stored.
             turns: Turns to store along with them.
-            session: The session, if it has changed.
+            session: The session, if it has changed, and with the first commit of a new one.
             claims: Keys for work that begins with it.
             requests: What needs a human, new or changed.
             reserve: How many events may then be published and seen before the next commit.
@@ -239,6 +252,11 @@ class EventLog:
         return Cursor(self, after)
 
     async def _commit(self, batch: Batch) -> None:
+        if self._create is not None:
+            assert batch.session is not None, "a session is created with what there is to know"
+            lease = await self._create(batch.session, batch)
+            self._create, self._fence = None, lease.fence
+            return
         time_limit = asyncio.timeout(self._store_s)
         try:
             async with time_limit:

@@ -11,8 +11,8 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ from session_supervisor.forking import (
 )
 from session_supervisor.latch import Latch
 from session_supervisor.lifecycle import ACTIVE, INITIAL, State
-from session_supervisor.log import EventLog
+from session_supervisor.log import Create, EventLog
 from session_supervisor.mailbox import Mailbox
 from session_supervisor.memory import memory_of
 from session_supervisor.messages import Close, Closed, CloseReason, Control, Query, Restart
@@ -156,6 +156,9 @@ class _Entry:
     faults: RestartBudget | None = None
     ours: bool = True
     """Whether we may write it; else somebody else goes on with it."""
+    hold: Hold | None = None
+    creating: asyncio.Future[Lease] | None = None
+    """Of one that its actor stores: the key for it, and what stores it."""
 
     @property
     def private_cwd(self) -> Path | None:
@@ -202,6 +205,8 @@ class Supervisor:
         )
         self._random = random
         self._entries: dict[str, _Entry] = {}
+        self._coming: dict[str, _Entry] = {}
+        """Those that are not stored yet, and that nobody is told of before."""
         self._roster = Roster()
         # Of owners that have something; whatever counts holds on to its account.
         self._accounts = WeakValueDictionary[str, Account]()
@@ -415,20 +420,20 @@ class Supervisor:
             hold = found
         try:
             asked = Prompt(prompt_id=str(uuid4()), text=prompt, attachments=tuple(attachments))
-            core, query = await self._once(asked, spec or SessionSpec(), owner, timeout_s, quota)
+            entry, query = await self._once(
+                asked, spec or SessionSpec(), owner, timeout_s, quota, hold
+            )
         except BaseException:
             if hold is not None:
                 hold.release()
             raise
         if hold is not None:
-            query = replace(query, claim=hold.claim(core.session_id, query.key))
             query.on_settled(hold.release)
-        try:
-            return await submit(core, query)
-        except Refused:
-            with suppress(Refused):
-                await self.close(core.session_id)
-            raise
+        # Its actor finds what is asked, and stores both at once.
+        core = entry.core
+        self._coming[core.session_id] = entry
+        self._own(self._run(entry), name=f"session {core.session_id}")
+        return await submit(core, query)
 
     async def _once(
         self,
@@ -437,7 +442,9 @@ class Supervisor:
         owner: str,
         timeout_s: float | None,
         quota: Quota | None,
-    ) -> tuple[SessionCore, Query]:
+        hold: Hold | None,
+    ) -> tuple[_Entry, Query]:
+        """Return a one-off that nobody knows yet, and what it is asked."""
         kind = SessionKind.ONEOFF
         self._check(spec, kind)
         self._pacing.check(owner)
@@ -445,20 +452,27 @@ class Supervisor:
         check_budget("You", budget_usd, self._spending.of(owner))
         place = self._account(owner).take_turn(quota)
         try:
-            entry = await self._admit(spec, owner, kind)
+            with self._admission(kind):
+                record = await self._new(spec, owner, kind)
+                if self._draining:
+                    await to_the_end(self._discard(record))
+                    raise Draining
         except BaseException:
             place.release()
             raise
+        entry = self._entry(record, self._create, None, state=INITIAL)
+        entry.hold = hold
         policy = AskingPolicy.of(spec, kind=kind, config=self._config)
         query = Query(
             prompt=prompt,
             timeout_s=self._config.turn_timeout_s if timeout_s is None else timeout_s,
             place=place,
+            claim=None if hold is None else hold.claim(record.session_id, prompt.prompt_id),
             budget_usd=budget_usd,
             on_permission=policy.on_permission,
             permission_timeout_s=policy.timeout_s,
         )
-        return entry.core, query
+        return entry, query
 
     async def fork(
         self,
@@ -800,13 +814,14 @@ class Supervisor:
         self._leaving.set()
         if self._pool is not None:
             self._pool.close()
-        for entry in tuple(self._entries.values()):
+        entries = (*self._entries.values(), *self._coming.values())
+        for entry in entries:
             entry.core.mailbox.shut_work(Draining)
             message = Close(reason=CloseReason.DRAINED, grace_s=budget_s)
             # One that has ended needs no telling.
             with suppress(Refused):
                 entry.core.mailbox.offer_control(message, always=True)
-        for entry in tuple(self._entries.values()):
+        for entry in entries:
             await entry.core.ended.wait()
         if self._pool is not None:
             await self._pool.aclose()
@@ -838,17 +853,23 @@ class Supervisor:
         spec: SessionSpec,
         owner: str,
         kind: SessionKind,
-        place: Place | None = None,
-        hold: Hold | None = None,
-        fork: Fork | None = None,
+        place: Place | None,
+        hold: Hold | None,
+        fork: Fork | None,
     ) -> _Entry:
+        with self._admission(kind):
+            return await self._admit_counted(spec, owner, kind, place, hold, fork)
+
+    @contextmanager
+    def _admission(self, kind: SessionKind) -> Generator[None]:
+        """Count a session while it is being begun, and outwait that when the supervisor is left."""
         conversation = kind is SessionKind.CONVERSATION
         # Counted before the first wait, so that many at once keep within the limits.
         self._conversations += conversation
         admitted = asyncio.get_running_loop().create_future()
         self._admissions.add(admitted)
         try:
-            return await self._admit_counted(spec, owner, kind, place, hold, fork)
+            yield
         except BaseException:
             self._conversations -= conversation
             raise
@@ -1080,6 +1101,50 @@ class Supervisor:
             raise
         return self._entry(record, lease, place, state=state)
 
+    async def _create(self, session: SessionRecord, first: Batch) -> Lease:
+        """Store a session with its first question; from then on it is found.
+
+        Raises:
+            StoreError: It is not stored, or may be: it is to be undone.
+        """
+        session_id, store_s = session.session_id, self._config.watchdogs.store_s
+        entry = self._coming[session_id]
+        entry.creating = asyncio.ensure_future(self._store.create(session, first=first))
+        try:
+            # Given up, it may be kept all the same.
+            await asyncio.wait({entry.creating}, timeout=store_s)
+            if not entry.creating.done():
+                raise StoreError(f"The store did not take a session within {store_s:g} s.")
+            lease = entry.creating.result()
+        except BaseException:
+            self._refuse(entry)  # who asked need not wait until its process is gone
+            raise
+        entry.creating = entry.hold = None
+        self._register(self._coming.pop(session_id))
+        return lease
+
+    def _refuse(self, entry: _Entry) -> Callable[[], None]:
+        """Tell who asked that it could not be stored; return what lets others use the key."""
+        # Whoever comes with the same one must not find what is about to be undone.
+        over = nothing if entry.hold is None else entry.hold.keep()
+        entry.core.mailbox.shut(Unavailable)
+        return over
+
+    async def _take_back(self, entry: _Entry) -> None:
+        """Leave nothing of a session that its actor could not store. Nobody knows of it."""
+        core = entry.core
+        core.move(State.CLOSED, Closed(reason=CloseReason.FAULT))
+        core.log.close()
+        over = self._refuse(entry)
+        core.ended.set()
+        try:
+            if entry.creating is None:
+                await self._discard(core.record())
+            else:
+                await self._undo(entry.creating, core.record())
+        finally:
+            over()
+
     async def _undo(self, creating: asyncio.Future[Lease], record: SessionRecord) -> None:
         """Leave nothing of a session that was not admitted."""
         try:
@@ -1096,9 +1161,9 @@ class Supervisor:
             await self._discard(record)
 
     def _entry(
-        self, record: SessionRecord, lease: Lease, place: Place | None, *, state: State
+        self, record: SessionRecord, lease: Lease | Create, place: Place | None, *, state: State
     ) -> _Entry:
-        """Return a session as it was stored, in a given state."""
+        """Return a session as it was stored, or is to be, in a given state."""
         config, wakeup, clock = self._config, Wakeup(self._gate), self._clock.here()
         core = SessionCore(
             session_id=record.session_id,
@@ -1142,7 +1207,7 @@ class Supervisor:
             metadata=record.metadata,
             rules=record.rules,
             forked_from=record.forked_from,
-            stored=record,
+            stored=record if isinstance(lease, Lease) else None,
             deleted_at=record.deleted_at,
         )
         return _Entry(core, self._session(core), place)
@@ -1206,6 +1271,9 @@ class Supervisor:
         cut_off = SERVER_RESTART
         try:
             while fault := await self._act(entry, cut_off):
+                if self._coming.pop(core.session_id, None) is not None:
+                    await self._take_back(entry)
+                    return
                 if core.closed is not None or not await self._go_on(entry, fault):
                     break
                 cut_off = SERVER_FAULT

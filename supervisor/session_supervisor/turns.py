@@ -50,6 +50,8 @@ class Turn:
     started_at: datetime | None = None
     started_time: float | None = None
     spawn_s: float = 0.0
+    sent: bool = False
+    """Whether its prompt was given to a process, as far as we know."""
     first_text_time: float | None = None
     ended_at: datetime | None = None
     result: TurnResult | None = None
@@ -190,6 +192,8 @@ class Ledger:
             if stored.end is not None:
                 self.announce(turn, stored.end)
                 continue
+            if turn.phase is Phase.RUNNING and turn.origin is Origin.USER and not turn.sent:
+                self.put_back(turn)  # it is stored that it began, but no process has seen it
             turn.answer = Answer()
             turn.answer.delta(texts[turn.turn_id], last_seq=turn.first_seq)
             if turn.place is not None:
@@ -272,6 +276,7 @@ class Ledger:
         """Note that the agent has not taken the turn after all."""
         turn.phase = Phase.QUEUED
         turn.started_at = turn.started_time = None
+        turn.sent = False
         self._changed[turn.turn_id] = turn
 
     def end(
