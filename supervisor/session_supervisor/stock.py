@@ -296,8 +296,12 @@ class Stock:
     # -- letting go ----------------------------------------------------------------------
 
     def leave(self, spare: Spare, reason: str) -> None:
-        """Stop a process that stands ready."""
-        del self.ready[spare.name]
+        """Stop a process that stands ready; nothing happens to one that is being stopped already.
+
+        It has its slot until it is gone, and whoever has the slots may ask for it meanwhile.
+        """
+        if self.ready.pop(spare.name, None) is None:
+            return
         self.counts.retired[reason] += 1
         _ = self.begin(self.dispose(spare))
 

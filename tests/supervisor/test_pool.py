@@ -183,6 +183,19 @@ async def test_nobody_of_another_kind_waits_for_one_that_rests() -> None:
 
 
 @virtual()
+async def test_who_waits_for_one_that_is_already_being_stopped_gets_its_room() -> None:
+    agent = agent_of(stop_s=5.0)
+    async with pooling(agent, max_live=1, max_age_s=10.0) as supervisor:
+        _ = await ask(supervisor, owner="ann")
+        await asyncio.sleep(12)
+        assert pool_of(supervisor).retired == {"age": 1}
+        _, took = await ask(supervisor, owner="ben")
+        assert took < 5.0 + START_S
+        assert agent.most_live == 1
+        assert pool_of(supervisor).retired == {"age": 1}
+
+
+@virtual()
 async def test_no_owner_gets_what_was_another_s() -> None:
     agent = agent_of()
     async with pooling(agent) as supervisor:
