@@ -11,7 +11,8 @@ import contextlib
 import logging
 import socket
 import ssl
-from typing import cast
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -98,7 +99,7 @@ class Connection:
 
     def finish(self) -> None:
         """Begin to end it, unless something is being answered; the server ends."""
-        self._expire(partial=False)
+        self._in_a_task(self._end_idle)
 
     def abort(self) -> None:
         """End it at once."""
@@ -214,16 +215,26 @@ class Connection:
         elif now < self._due:
             self._timer = self._loop.call_at(self._due, self._look)
         else:
-            self._expire(partial=self._partial)
+            self._in_a_task(self._end_overdue)
 
-    def _expire(self, *, partial: bool) -> None:
-        # In a task: a client that does not read can hold up what is still to be said.
+    def _in_a_task(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # A client that does not read can hold up what is still to be said.
         if self._group is not None and self._reading is not None and not self._reading.done():
-            self._group.create_task(self._end_idle(partial=partial))
+            self._group.create_task(end())
 
-    async def _end_idle(self, *, partial: bool) -> None:
+    async def _end_overdue(self) -> None:
+        if self._ending:
+            return
+        # Its time may have been up because nothing ran for a while: what the client said meanwhile
+        # was read since, and it has to be looked at again.
+        if self._idle and self._loop.time() >= self._due:
+            await self._protocol.expire(partial=self._partial)
+        else:
+            self._look()
+
+    async def _end_idle(self) -> None:
         if self._idle and not self._ending:  # a request may have come since
-            await self._protocol.expire(partial=partial)
+            await self._protocol.expire(partial=False)
 
     def _end(self) -> None:
         """Send no more, and close once the client has read what was sent."""

@@ -173,12 +173,25 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(address: Address, data: bytes = b"") -> AsyncGenerator[Connection]:
-    """Open a connection; it is gone in the end, and nothing in between may take long."""
+async def connected(
+    address: Address, data: bytes = b"", *, at_once: bool = False
+) -> AsyncGenerator[Connection]:
+    """Open a connection; it is gone in the end, and nothing in between may take long.
+
+    Args:
+        address: Where a server listens.
+        data: What to say first.
+        at_once: Say it before the server, in the same loop, can come to know of the connection.
+    """
     async with asyncio.timeout(PATIENCE_S):
-        reader, writer = await asyncio.open_connection(address.host, address.port, limit=2**20)
-        try:
+        if at_once:
+            own = socket.create_connection((address.host, address.port))
+            own.sendall(data)
+            reader, writer = await asyncio.open_connection(sock=own, limit=2**20)
+        else:
+            reader, writer = await asyncio.open_connection(address.host, address.port, limit=2**20)
             writer.write(data)
+        try:
             yield Connection(reader, writer)
         finally:
             writer.transport.abort()

@@ -13,12 +13,13 @@ from session_http import app
 from tests.http.hostile.attacks import CHUNKED, INTERRUPT
 from tests.http.hostile.client import HEALTH, HOST, JSON, Connection, ask, connected, head, post
 from tests.http.hostile.siege import ANSWER_S, HASTY, QUICK, Siege, besieged
+from tests.support.own_time import OwnTime
 
 pytestmark = pytest.mark.anyio
 
 MANY = 1_000
-SLACK_S = 20.0
-"""What a loaded machine may add to a time-out. What is dripped takes fifty seconds and more."""
+SLACK_S = 0.5
+"""What our own work may add to a time-out, however busy the machine is."""
 
 HEADS = {
     "the request line": b"GET /" + b"a" * 5_000,
@@ -32,12 +33,12 @@ BODIES = {
 
 
 async def timed(line: Connection) -> tuple[int, str, float]:
-    """Return the status, the code and the seconds until the server closed the connection."""
-    began = asyncio.get_running_loop().time()
+    """Return the status, the code and our own seconds until the server closed the connection."""
+    spent = OwnTime()
     answer = await line.answer()
     assert answer.fields["connection"] == "close"
     assert await line.ended()
-    return answer.status, answer.json["code"], asyncio.get_running_loop().time() - began
+    return answer.status, answer.json["code"], spent.seconds
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ async def test_a_connection_on_which_nothing_is_asked_is_closed(siege: Siege, da
     async with connected(siege.address, data) as line:
         if data:
             await line.answer()
-        began = asyncio.get_running_loop().time()
+        spent = OwnTime()
         assert await line.ended()
-        assert asyncio.get_running_loop().time() - began < HASTY.idle_s + SLACK_S
+        assert spent.seconds < HASTY.idle_s + SLACK_S
     await siege.goes_on()
 
 
@@ -114,8 +115,9 @@ async def test_a_hundred_slow_clients_delay_nobody(siege: Siege) -> None:
             line.say(data[:20])
             tasks.create_task(line.drip(data[20:120], every_s=0.02))
         for _ in range(20):
-            async with asyncio.timeout(ANSWER_S):
-                assert (await ask(siege.address, HEALTH)).status == 200
+            spent = OwnTime()
+            assert (await ask(siege.address, HEALTH)).status == 200
+            assert spent.seconds < ANSWER_S
             await asyncio.sleep(0.02)
     await siege.goes_on()
 
@@ -133,20 +135,17 @@ def many_files() -> Generator[None]:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("data", [b"", b"GET /hea"], ids=["silent", "half-asked"])
 async def test_a_thousand_half_open_connections_delay_nobody(siege: Siege, data: bytes) -> None:
-    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         lines = [
-            await stack.enter_async_context(connected(siege.address, data)) for _ in range(MANY)
+            await stack.enter_async_context(connected(siege.address, data, at_once=True))
+            for _ in range(MANY)
         ]
-        began = loop.time()
+        spent = OwnTime()
         assert (await ask(siege.address, HEALTH)).status == 200
-        assert loop.time() - began < ANSWER_S
+        assert spent.seconds < ANSWER_S
         # None is kept for longer than it may: the client need not do anything.
         answers = [await line.rest() for line in lines]
-        assert set(answers) <= {b"", *(said for said in answers if b" 408 " in said)}
-        told = sum(map(bool, answers))
-        # On a busy machine the time of some is up before what they sent was read.
-        assert told >= MANY / 2 if data else told == 0
+        assert all(b" 408 " in said if data else not said for said in answers)
         assert (await ask(siege.address, HEALTH)).status == 200
     await siege.goes_on()
 
