@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -9,7 +10,8 @@ from bench.processes import clean_surroundings
 from bench.suite import layer
 from bench.suite.display import Display
 from bench.suite.layer_server import Speech
-from bench.suite.stamps import is_whole, words
+from bench.suite.stamps import is_whole, word, words
+from bench.suite.wire import Exchange
 from rich.console import Console
 
 from session_supervisor.agents.port import TextBlock, TextDelta
@@ -65,11 +67,51 @@ async def test_every_way_is_measured_and_every_stream_whole(
     for cell in cells:
         assert cell.errors == {}
         assert (cell.whole, cell.expected) == (8, 8)
-        # Fewer on a busy machine, and a few more where those that were late come together.
-        assert 40 <= cell.delivered <= 600
+        # How much comes in the window is the machine's; what counts as that is looked at below.
+        assert cell.delivered >= cell.events > 0
         assert cell.lag is not None
         # Never before it is due, and each about when it came: they are due 20 ms apart.
         assert 0 < cell.lag.p50 < cell.lag.longest < 5_000
         assert cell.lag_p99 == pytest.approx([cell.lag.p99], rel=0.05)
         assert min(cell.cpu_us) > 0
         assert 0 < cell.client_cpu_us < 2_000
+
+
+def test_a_load_outlasts_what_is_measured_at_the_pace_that_is_offered() -> None:
+    load = layer.Load(streams=8, offered=400.0, plain=True)
+    assert load.delay_s == 0.02
+    told = layer.arguments(layer.WAYS[0], load, 0.4)
+    pace = dict(zip(told[::2], told[1::2], strict=False))
+    assert float(pace["--delay-ms"]) == 20.0
+    least_s = layer.LATE_S + 2 * layer.SETTLE_S + 0.4
+    assert least_s < int(pace["--tokens"]) * load.delay_s < least_s + 1
+
+
+def exchange(*pieces: tuple[float, str]) -> Exchange:
+    """A stream of which some words came together at some seconds."""
+    made = Exchange(status=200)
+    for at_s, said in pieces:
+        data = json.dumps({"type": "text", "content": said}).encode()
+        made.pieces.append((round(at_s * 1e9), b"data: " + data + b"\n\n"))
+    return made
+
+
+def test_words_count_that_come_in_the_window_each_with_its_own_lag() -> None:
+    first, second, third, fourth = (word(n, round((1 + n / 10) * 1e9)) for n in range(4))
+    answers = [
+        # From 1.15 to 1.35 s; one event of two words, and one on each side of the window.
+        exchange((1.0, first), (1.25, second + third), (1.4, fourth)),
+        exchange((1.15, first), (1.2, second), (1.35, third), (1.5, fourth)),
+        exchange((1.2, first), (1.3, second + fourth), (1.3, third)),
+    ]
+    done = layer.Round(window_s=0.2, server_cpu_s=0.3, client_cpu_s=0.06)
+    for answer in answers:
+        layer._take(done, answer, round(1.15e9), round(1.35e9), 4)  # pyright: ignore[reportPrivateUsage]
+    assert (done.events, done.deltas, done.whole) == (6, 8, 2)
+    assert sorted(done.lags) == pytest.approx([0, 50, 100, 100, 150, 150, 200, 200])
+    load = layer.Load(streams=3, offered=30.0, plain=False)
+    cell = layer._cell(layer.WAYS[0], load, [done, done])  # pyright: ignore[reportPrivateUsage]
+    assert [cell.events, cell.delivered] == pytest.approx([30, 40])
+    assert cell.cpu_us == pytest.approx([50_000, 50_000])
+    assert (cell.whole, cell.expected) == (4, 6)
+    assert cell.client_cpu_share == pytest.approx(0.3)
