@@ -318,7 +318,7 @@ async def test_an_interrupt_ends_a_turn_whose_upstream_is_being_retried(world: W
     ("prompt", "sign"),
     [
         (None, None),
-        ("[[slow tokens=200 delay_ms=100]]", TextDelta),
+        ("[[slow tokens=2000 delay_ms=100]]", TextDelta),
         ("[[hang before]]", TurnBegan),
         ("[[hang mid after=2]] [[slow tokens=9 delay_ms=1]]", TextDelta),
         (bash(SLEEP), ToolStarted),

@@ -325,10 +325,12 @@ def _state(pid: int) -> str:
 async def test_a_session_has_a_process_that_stood_ready_and_goes_on_after_it(world: World) -> None:
     one, other = [await world.supervisor.start() for _ in range(2)]
     await (await one.query(f"I am {SECRET}.")).result()
-    await world.until(lambda: world.pool.ready)
+    await world.until(lambda: world.pool.ready and not world.pool.starting)
+    stood_ready = world.clis()
     two = await world.supervisor.start()
     result = await (await two.query("Remember marzipan.")).result()
     assert world.pool.hits == 1
+    assert (await two.inspect()).pid in stood_ready
     assert SECRET not in result.text
     await two.hibernate()
     result = await (await two.query("What did I say before?")).result()
