@@ -20,6 +20,7 @@ from schemathesis.core.transport import Response
 from schemathesis.engine import events, from_schema
 from schemathesis.engine.recorder import ScenarioRecorder
 from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.specs.openapi import _caches
 from starlette.types import ASGIApp
 
 from session_http.schemas import PIXEL_EXAMPLE
@@ -164,6 +165,10 @@ def explore(
                 report.failures.append(f"{event.label}: {event.value!r}")
             case events.FatalError():
                 report.failures.append(repr(event.exception))
+            case events.PhaseFinished():
+                # It puts a field's length into its pattern, keeps each compiled for ever, and one
+                # of a hundred thousand characters takes a hundred megabytes and more.
+                _caches.clear_all()
             case _:
                 pass
     return report
