@@ -83,6 +83,7 @@ class Turn:
             ended_at=record.ended_at,
             result=record.result,
             last_seq=record.last_seq,
+            sent=record.phase is not Phase.QUEUED,  # by whoever had it then, for all we know
         )
         if record.result is not None and record.ended_at is not None:
             end = end_of(record.result)

@@ -16,10 +16,12 @@ from session_supervisor import RestartPolicy, Supervisor, SupervisorConfig, Watc
 from session_supervisor.agents.port import AgentMessage, BackgroundWork, ToolStarted, TurnBegan
 from session_supervisor.agents.scripted import (
     BeginAlone,
+    Conversation,
     Manners,
     Say,
     ScriptedAgent,
     Start,
+    Step,
     by_prompt,
 )
 from session_supervisor.claims import ClaimKey
@@ -31,6 +33,7 @@ from session_supervisor.messages import InterruptOutcome
 from session_supervisor.quotas import Usage
 from session_supervisor.results import Outcome, TurnRecord
 from session_supervisor.session import Session, TurnHandle
+from session_supervisor.spec import Prompt
 from session_supervisor.stores.records import Batch
 from session_supervisor.stores.sqlite import SqliteStore
 from tests.supervisor.test_recovery import KeptDirectories, KeptStore, supervisor_on, whole_log
@@ -94,6 +97,38 @@ async def test_a_start_that_cannot_read_what_is_stored_fails_and_does_not_hang()
     with pytest.raises(StoreError, match="bad block"):
         async with asyncio.timeout(60):
             await supervisor_on(store, agent).__aenter__()
+
+
+@virtual()
+async def test_what_a_killed_server_had_begun_is_not_run_again_though_its_end_is_not_stored() -> (
+    None
+):
+    class Kept(KeptStore, HardStore):
+        """A store that fails, and outlives its server."""
+
+    ran: list[str] = []
+
+    def script(prompt: Prompt, _conversation: Conversation) -> Sequence[Step]:
+        ran.append(prompt.text)
+        return SLOW
+
+    store, agent = Kept(durable=True), ScriptedAgent(script)
+    first = supervisor_on(store, agent)
+    await first.__aenter__()
+    session = await first.start()
+    turn = await session.query("slow")
+    await asyncio.sleep(1.5)
+    for process in agent.processes:
+        process.crash()
+    await store.take_over()
+    await first.__aexit__(None, None, None)
+    store.bad_appends = 1
+    async with supervisor_on(store, agent) as second:
+        found = await second.get(session.session_id).turn(turn.turn_id)
+        assert (await found.wait()).outcome is Outcome.LOST
+        await asyncio.sleep(10)
+        assert not store.bad_appends
+    assert ran == ["slow"]
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])

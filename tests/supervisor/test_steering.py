@@ -326,6 +326,7 @@ async def test_one_that_fails_again_can_be_restarted_again() -> None:
 @virtual()
 async def test_how_full_the_context_is_is_said_where_it_is_asked_for_and_known_in_time() -> None:
     agent = ManualAgent()
+    agent.spawn_s = 0.5
     async with supervising(agent) as supervisor:
         session = await supervisor.start()
         assert (await session.inspect(context=True)).context is None
