@@ -90,12 +90,16 @@ class Connection:
             self._timer.cancel()
             self._writer.close()
             # What the client does not read in this time is dropped with its connection.
-            with contextlib.suppress(OSError):
+            try:
                 async with asyncio.timeout(self._limits.linger_s):
                     await self._writer.wait_closed()
+            except OSError as error:
+                # The stream keeps it, and what it went through keeps the stream.
+                error.__traceback__ = None
             # Over TLS, asyncio's own transport cannot be aborted any more once it is closed.
             with contextlib.suppress(AttributeError):
                 self._transport.abort()
+            self._let_go()
 
     def finish(self) -> None:
         """Begin to end it, unless something is being answered; the server ends."""
@@ -123,6 +127,16 @@ class Connection:
             write_now=self._write_now,
         )
 
+    def _let_go(self) -> None:
+        """Let go of all that it was made of, which refers to it and to each other.
+
+        It is freed at once that way, and not when the collector comes to look for such circles: on
+        a server with little to do that can be minutes, and some hundred connections, later.
+        """
+        if hasattr(self, "_protocol"):
+            vars(self._protocol).clear()
+        vars(self).clear()
+
     # -- what comes -------------------------------------------------------------------------
 
     async def _read(self) -> None:
@@ -147,6 +161,7 @@ class Connection:
             await self._protocol.handle(RawData(data=data))
         except H2ProtocolAssumedError as error:
             assert self._group is not None
+            vars(self._protocol).clear()  # as in the end
             self._protocol = Http2(self._wire(self._group))
             await self._protocol.initiate()
             await self._protocol.handle(RawData(data=error.data))

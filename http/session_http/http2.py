@@ -401,12 +401,12 @@ class Http2:
 
     def new_stream(self, stream: _Stream) -> HTTPStream:
         """Return Hypercorn's part of a stream; for `_Stream`."""
-        wire = self._wire
+        wire, inbox = self._wire, stream.inbox  # through which it does not refer to itself
         return HTTPStream(
             cast(Any, self._call),
             wire.config,
             wire.context,
-            cast(Any, Calls(wire.group, lambda: stream.inbox)),
+            cast(Any, Calls(wire.group, lambda: inbox)),
             wire.ssl,
             wire.client,
             wire.server,

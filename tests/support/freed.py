@@ -21,7 +21,7 @@ def uncollected() -> Generator[Counter[str]]:
         found.update(
             type(one).__qualname__
             for one in gc.garbage
-            if type(one).__module__.startswith("session_supervisor")
+            if type(one).__module__.startswith(("session_supervisor", "session_http"))
         )
     finally:
         gc.set_debug(0)
