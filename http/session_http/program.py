@@ -14,6 +14,7 @@ from pathlib import Path
 
 from session_http import TITLE, logs, parts, version
 from session_http.app import create_app
+from session_http.beforehand import make_room_for_names, share_one_heap, start_threads
 from session_http.collector import calm_collector
 from session_http.credentials import Assumed, Credentials, CredentialState, Watched
 from session_http.hiding import hide_environment
@@ -59,6 +60,7 @@ def run_server(configuration: Configuration) -> int:
     settings = configuration.settings
     logs.configure(form=settings.log_format, level=settings.log_level)
     hide_environment()
+    share_one_heap()
     try:
         local = parts.is_local(configuration)
         parts.require_cwd_root(configuration)
@@ -87,6 +89,7 @@ async def _serve(
 ) -> None:
     settings = configuration.settings
     stop = Stop()
+    start_threads()
     async with AsyncExitStack() as stack:
         stack.enter_context(stopped_by_signals(stop))
         stack.enter_context(_reloaded_by_hangup(ring, tls, stop))
@@ -327,6 +330,7 @@ async def _warm_up(
         await agent.warm_up()
     except Exception:  # the first session runs into the same, and says so to its caller
         logger.exception("claude-agent-sdk cannot be imported")
+    await asyncio.to_thread(make_room_for_names)
 
 
 async def tell_of_crashes(supervisor: Supervisor) -> None:
