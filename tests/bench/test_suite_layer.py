@@ -78,7 +78,7 @@ async def test_every_way_is_measured_and_every_stream_whole(
 
 
 def test_a_load_outlasts_what_is_measured_at_the_pace_that_is_offered() -> None:
-    load = layer.Load(streams=8, offered=400.0, plain=True)
+    load = layer.Load(streams=8, offered=400.0)
     assert load.delay_s == 0.02
     told = layer.arguments(layer.WAYS[0], load, 0.4)
     pace = dict(zip(told[::2], told[1::2], strict=False))
@@ -97,7 +97,8 @@ def exchange(*pieces: tuple[float, str]) -> Exchange:
 
 
 def test_words_count_that_come_in_the_window_each_with_its_own_lag() -> None:
-    first, second, third, fourth = (word(n, round((1 + n / 10) * 1e9)) for n in range(4))
+    load = layer.Load(streams=3, offered=30.0)  # each says a word every tenth of a second
+    first, second, third, fourth = word(0, round(1e9)), *(word(n) for n in range(1, 4))
     answers = [
         # From 1.15 to 1.35 s; one event of two words, and one on each side of the window.
         exchange((1.0, first), (1.25, second + third), (1.4, fourth)),
@@ -106,10 +107,9 @@ def test_words_count_that_come_in_the_window_each_with_its_own_lag() -> None:
     ]
     done = layer.Round(window_s=0.2, server_cpu_s=0.3, client_cpu_s=0.06)
     for answer in answers:
-        layer._take(done, answer, round(1.15e9), round(1.35e9), 4)  # pyright: ignore[reportPrivateUsage]
+        layer.take(done, answer, load, round(1.15e9), round(1.35e9), 4)
     assert (done.events, done.deltas, done.whole) == (6, 8, 2)
-    assert sorted(done.lags) == pytest.approx([0, 50, 100, 100, 150, 150, 200, 200])
-    load = layer.Load(streams=3, offered=30.0, plain=False)
+    assert sorted(done.lags) == pytest.approx([0, 50, 100, 100, 150, 150, 200, 200], abs=1e-6)
     cell = layer._cell(layer.WAYS[0], load, [done, done])  # pyright: ignore[reportPrivateUsage]
     assert [cell.events, cell.delivered] == pytest.approx([30, 40])
     assert cell.cpu_us == pytest.approx([50_000, 50_000])
