@@ -22,6 +22,7 @@ from session_http.sse import StreamSettings
 from session_supervisor import Retention, SupervisorConfig
 from session_supervisor.agents.port import ThinkingDelta
 from session_supervisor.agents.scripted import Conversation, Hang, Pause, Say, Step
+from session_supervisor.lifecycle import State
 from session_supervisor.spec import Prompt
 from tests.http.contract import parse_stream
 from tests.http.servers import PATIENCE_S, Address, World, eventually, on_hypercorn, world
@@ -351,12 +352,17 @@ async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
             await asyncio.open_connection(address.host, address.port)
 
 
+def at_work(one: World) -> bool:
+    """Whether a turn runs, so that it is acknowledged."""
+    return [each.state for each in one.supervisor.snapshot().sessions] == [State.RUNNING]
+
+
 async def test_a_stop_interrupts_what_is_over_its_budget() -> None:
     async with world(script) as one:
         stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=0.2))
         async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             query = asyncio.create_task(client.post("/query", json={"prompt": "hang"}))
-            await eventually(lambda: one.agent.live == 1)
+            await eventually(lambda: at_work(one))
             stop.ask()
             answer = await query
         assert answer.json()["outcome"] == "interrupted"
@@ -369,7 +375,7 @@ async def test_a_second_wish_does_not_wait_for_the_budget() -> None:
         stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=600, hurry_s=60))
         async with httpx.AsyncClient(base_url=address.url, timeout=PATIENCE_S) as client:
             query = asyncio.create_task(client.post("/query", json={"prompt": "hang"}))
-            await eventually(lambda: one.agent.live == 1)
+            await eventually(lambda: at_work(one))
             stop.ask()
             await asyncio.sleep(0.1)
             assert not query.done()
