@@ -72,7 +72,8 @@ async def test_every_way_is_measured_and_every_stream_whole(
         assert cell.lag is not None
         # Never before it is due, and each about when it came: they are due 20 ms apart.
         assert 0 < cell.lag.p50 < cell.lag.longest < 5_000
-        assert cell.lag_p99 == pytest.approx([cell.lag.p99], rel=0.05)
+        (p99,) = cell.lag_p99
+        assert cell.lag.p50 <= p99 <= cell.lag.longest
         assert min(cell.cpu_us) > 0
         assert 0 < cell.client_cpu_us < 2_000
 

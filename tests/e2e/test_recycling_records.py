@@ -181,7 +181,8 @@ async def test_numbers_and_ids_are_each_one_s_own(world: World) -> None:
             assert result.accounting.usage == second.usage
         numbers = [event.seq for event in events]
         assert numbers == sorted(numbers)
-        assert numbers[0] == turns[0][2][0].seq, "each counts its own events"
+        # With a process that stands ready its own state may come first.
+        assert numbers[0] in (1, 2), "each counts its own events"
     assert len({session.session_id for session, *_ in turns}) == 4
     assert len({str(session.workspace) for session, *_ in turns}) == 4
 

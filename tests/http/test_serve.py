@@ -325,6 +325,12 @@ async def serve_until_stopped(
     return stop, Address(host="127.0.0.1", port=listener.getsockname()[1]), task
 
 
+def at_work(one: World, sessions: int = 1) -> bool:
+    """Whether each session has a turn that runs, so that it is acknowledged."""
+    states = [each.state for each in one.supervisor.snapshot().sessions]
+    return states == [State.RUNNING] * sessions
+
+
 async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
     async with world(script) as one:
         stop, address, serving = await serve_until_stopped(one, StopTimes(drain_s=60))
@@ -336,7 +342,7 @@ async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
             whole = client.get(f"{path}/events")
             waiting = [asyncio.create_task(one) for one in (ends, streams, whole)]
             await eventually(lambda: one.app.open_streams == 2 and one.app.open_requests == 3)
-            await eventually(lambda: one.agent.live == 2)
+            await eventually(lambda: at_work(one, 2))
             stop.ask()
             await asyncio.sleep(0.05)
             assert (await client.get("/ready")).status_code == 503
@@ -350,11 +356,6 @@ async def test_a_stop_lets_turns_end_answers_everybody_and_closes() -> None:
             await serving
         with pytest.raises(OSError, match=r"Connect call failed|refused"):
             await asyncio.open_connection(address.host, address.port)
-
-
-def at_work(one: World) -> bool:
-    """Whether a turn runs, so that it is acknowledged."""
-    return [each.state for each in one.supervisor.snapshot().sessions] == [State.RUNNING]
 
 
 async def test_a_stop_interrupts_what_is_over_its_budget() -> None:
