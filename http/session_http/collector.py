@@ -29,8 +29,9 @@ Who waits for one uses little of it, and does not want to hold up what it is lat
 SCHEDULED = Path("/proc/self/schedstat")
 """What Linux says of the thread of the event loop: nanoseconds on a core, and waiting for one."""
 
-DUE, OVERDUE = 20, 1_000
-"""Looks at new objects after which all are looked at: as soon as it is quiet, and in any case."""
+DUE, LATE, OVERDUE = 20, 100, 1_000
+"""Looks at new objects after which all are looked at: as soon as it is quiet, though it waits for a
+core, and in any case."""
 
 
 @contextmanager
@@ -65,20 +66,22 @@ class _Collector:
         self._timer.cancel()
 
     def _begin(self) -> None:
-        self._began, self._busy = self._loop.time(), _busy()
+        self._began = self._loop.time()
+        self._computed, self._waited = time.process_time(), _waited()
         self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        quiet = _busy() - self._busy < QUIET * (self._loop.time() - self._began)
-        if gc.get_count()[1] >= (DUE if quiet else OVERDUE):
+        much = QUIET * (self._loop.time() - self._began)
+        computed, waited = time.process_time() - self._computed, _waited() - self._waited
+        due = OVERDUE if computed >= much else LATE if computed + waited >= much else DUE
+        if gc.get_count()[1] >= due:
             gc.collect()
         self._begin()
 
 
-def _busy() -> float:
-    """Seconds with something to do: of all threads computing, and of the loop's waiting."""
+def _waited() -> float:
+    """Seconds for which the thread of the event loop has waited for a core."""
     try:
-        waited = int(SCHEDULED.read_bytes().split()[1]) * 1e-9
+        return int(SCHEDULED.read_bytes().split()[1]) * 1e-9
     except (OSError, IndexError):  # not Linux, or a kernel that does not count it
-        waited = 0.0
-    return time.process_time() + waited
+        return 0.0

@@ -71,8 +71,9 @@ async def test_what_is_there_at_the_start_is_left_alone() -> None:
         assert gc.get_freeze_count() > 0
 
 
+@pytest.mark.parametrize("how_long", ["for a while", "always"])
 async def test_a_server_that_waits_for_a_core_is_not_quiet(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how_long: str
 ) -> None:
     waited = tmp_path / "schedstat"
     waited.write_text("0 0 0\n")
@@ -90,8 +91,12 @@ async def test_a_server_that_waits_for_a_core_is_not_quiet(
         gone = old_garbage()
         await asyncio.sleep(0.05)
         assert not gone.is_set()
-        starving.cancel()
+        if how_long == "for a while":
+            starving.cancel()
+        else:
+            monkeypatch.setattr(collector, "LATE", DUE)
         await gone.wait()
+        starving.cancel()
 
 
 @pytest.mark.skipif(not collector.SCHEDULED.exists(), reason="Linux counts it")
