@@ -266,16 +266,21 @@ class ClaudeProcess:
             AgentGone: The process has ended.
         """
         self._witness.mark("interrupted")
-        if self._translator.in_turn or not self._handed:
+        if not self._handed:
             await self._ask(self._connected.interrupt())
+            return
         # The CLI acknowledges an interrupt of a prompt that it has not taken up, and then runs
-        # the whole turn: it has to be told again.
+        # the whole turn: it has to be told again. If it takes one up while it is being told, what
+        # that has stopped is not known.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKE_UP_S):
                 while self._handed:
-                    await self._pass_boundary()
-                    if self._translator.in_turn:
+                    if self._translator.in_turn:  # a turn of its own
                         await self._ask(self._connected.interrupt())
+                    if self._handed:
+                        await self._pass_boundary()
+        if self._translator.in_turn:
+            await self._ask(self._connected.interrupt())
 
     async def answer(self, request_id: str, decision: Decision) -> None:
         """Answer what it asked; nothing happens if it is over already.

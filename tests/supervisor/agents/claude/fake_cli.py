@@ -63,8 +63,16 @@ def control(frame: dict[str, Any], manners: set[str]) -> None:
                 return
             how = "error" if "refuses" in manners else "success"
             answer(frame, how, hooks="old" not in manners)
+            if "begins-alone" in manners:
+                begin([])
         case "interrupt" if "deaf" in manners:
             return
+        case "interrupt" if "begins-alone" in manners:
+            # The turn of its own is over; it has the next one in hand before it says so.
+            manners.discard("begins-alone")
+            say({"type": "result", "is_error": False, "user_message_uuids": []})
+            begin(TOLD["user_message_uuids"])
+            answer(frame)
         case "interrupt" if "heeds" in manners:
             answer(frame)
             say(
@@ -74,14 +82,19 @@ def control(frame: dict[str, Any], manners: set[str]) -> None:
             answer(frame, "error" if "grumbles" in manners else "success")
 
 
+def begin(prompt_ids: list[str]) -> None:
+    ids = {"user_message_uuids": prompt_ids}
+    say({"type": "system", "subtype": "init", "session_id": "s", "model": "m", **ids})
+
+
 def turn(prompt_id: str, manners: set[str]) -> None:
     ids = {"user_message_uuids": [prompt_id]}
     TOLD.update(ids)
-    if "mute" in manners:
+    if "mute" in manners or "begins-alone" in manners:
         return
     if "begins-late" in manners:
         time.sleep(2.5)
-    say({"type": "system", "subtype": "init", "session_id": "s", "model": "m", **ids})
+    begin([prompt_id])
     say({"type": "never_heard_of", "what": {"is": ["this"]}})
     say({"type": "assistant", "message": {"content": "not a list"}})
     if "stays" in manners:

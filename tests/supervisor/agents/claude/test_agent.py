@@ -80,9 +80,9 @@ class Heard:
             self.messages.append(message)
         self.over.set()
 
-    async def until(self, kind: type[AgentMessage]) -> None:
+    async def until(self, kind: type[AgentMessage], times: int = 1) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not any(isinstance(message, kind) for message in self.messages):  # noqa: ASYNC110
+            while sum(isinstance(one, kind) for one in self.messages) < times:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
@@ -346,6 +346,20 @@ async def test_an_interrupt_waits_for_a_prompt_that_is_taken_up_late(fake: FakeA
         await heard.until(TurnEnded)
         (ended,) = (one for one in heard.messages if isinstance(one, TurnEnded))
         assert ended.interrupted
+
+
+async def test_an_interrupt_that_a_turn_of_its_own_has_met_is_told_again_for_the_prompt(
+    fake: FakeAgent,
+) -> None:
+    """The prompt is taken up while the interrupt is answered: of the two one has met it."""
+    async with talking(fake("begins-alone,heeds")) as heard:
+        await heard.until(TurnBegan)
+        await heard.process.send(prompt())
+        async with asyncio.timeout(PATIENCE_S):
+            await heard.process.interrupt()
+        await heard.until(TurnEnded, times=2)
+        ended = [one for one in heard.messages if isinstance(one, TurnEnded)]
+        assert [one.interrupted for one in ended] == [False, True]
 
 
 async def test_an_interrupt_of_a_prompt_that_is_never_taken_up_ends(
