@@ -18,6 +18,7 @@ from tests.e2e.server import OFFLINE, ROOT, Server, running_server
 from tests.e2e.sse import Client
 from tests.e2e.terminal import CTRL_C, CTRL_D, Terminal, at_a_terminal
 from tests.http.keyring import Keys
+from tests.support.trees import below
 
 pytestmark = [pytest.mark.e2e]
 
@@ -279,15 +280,15 @@ def made(server: Server) -> str:
 def test_a_tool_call_is_allowed(chat: Terminal, server: Server, made: str) -> None:
     chat.type(f"{bash(f'echo yes > {made}')} [[say Done.]]")
     assert f"echo yes > {made}" in chat.until(r"allow\? \[a/s/e/d/q\] ")
-    assert not list(server.folder.rglob(made))
+    assert not below(server.folder, made)
     chat.type("")
     chat.until(r"allow\? \[a/s/e/d/q\] ")
     chat.type("what?")
     chat.until(r"allow\? \[a/s/e/d/q\] ")
-    assert not list(server.folder.rglob(made)), "only an answer is an answer"
+    assert not below(server.folder, made), "only an answer is an answer"
     chat.type("a")
     chat.until(rf"\nDone\.\n{END}")
-    assert [file.read_text() for file in server.folder.rglob(made)] == ["yes\n"]
+    assert [file.read_text() for file in below(server.folder, made)] == ["yes\n"]
 
 
 def test_a_tool_call_is_edited(chat: Terminal, server: Server, made: str) -> None:
@@ -297,7 +298,7 @@ def test_a_tool_call_is_edited(chat: Terminal, server: Server, made: str) -> Non
     chat.until("command: ")
     chat.type(f"echo edited > {made}")
     chat.until(END)
-    assert [file.read_text() for file in server.folder.rglob(made)] == ["edited\n"]
+    assert [file.read_text() for file in below(server.folder, made)] == ["edited\n"]
     chat.until("> ")
     chat.type(call("Write", file_path=f"{made}-2", content="no"))
     chat.until(r"allow\? \[a/s/e/d/q\] ")
@@ -309,7 +310,7 @@ def test_a_tool_call_is_edited(chat: Terminal, server: Server, made: str) -> Non
     chat.until("as JSON: ")
     chat.type(json.dumps({"file_path": f"{made}-2", "content": "as I say"}))
     chat.until(END)
-    assert [file.read_text() for file in server.folder.rglob(f"{made}-2")] == ["as I say"]
+    assert [file.read_text() for file in below(server.folder, f"{made}-2")] == ["as I say"]
 
 
 def test_a_tool_call_is_denied_with_a_message_and_the_turn_goes_on(
@@ -321,7 +322,7 @@ def test_a_tool_call_is_denied_with_a_message_and_the_turn_goes_on(
     chat.until(r"why\?[^\n]*empty\) ")
     chat.type("Not on a Friday.")
     assert chat.until(END).count("Not on a Friday.") >= 2, "its echo, and what the model was told"
-    assert not list(server.folder.rglob(made))
+    assert not below(server.folder, made)
 
 
 def test_a_tool_call_is_denied_and_ends_the_turn(chat: Terminal, server: Server, made: str) -> None:
@@ -333,7 +334,7 @@ def test_a_tool_call_is_denied_and_ends_the_turn(chat: Terminal, server: Server,
     said = chat.until(END)
     assert "(interrupted," in said
     assert "I go on." not in said
-    assert not list(server.folder.rglob(made))
+    assert not below(server.folder, made)
 
 
 def test_a_tool_call_is_always_allowed_in_the_session(
@@ -347,7 +348,7 @@ def test_a_tool_call_is_always_allowed_in_the_session(
     chat.until("> ")
     chat.type(prompt)
     assert "allow?" not in chat.until(END)
-    assert list(server.folder.rglob(made))
+    assert below(server.folder, made)
 
 
 def test_ctrl_c_at_a_request_interrupts_the_turn(chat: Terminal, server: Server, made: str) -> None:
@@ -355,7 +356,7 @@ def test_ctrl_c_at_a_request_interrupts_the_turn(chat: Terminal, server: Server,
     chat.until(r"allow\? \[a/s/e/d/q\] ")
     chat.press(CTRL_C)
     assert "(interrupted," in chat.until(END)
-    assert not list(server.folder.rglob(made))
+    assert not below(server.folder, made)
 
 
 def test_a_request_that_somebody_else_answers_is_asked_no_more(

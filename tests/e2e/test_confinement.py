@@ -22,6 +22,7 @@ from session_supervisor.errors import AgentMissing
 from session_supervisor.spec import PermissionMode
 from tests.e2e.test_claude_agent import SLEEP, World, bash, talking
 from tests.supervisor.agents.conformance import HeardTurn
+from tests.support.trees import below
 
 pytestmark = [
     pytest.mark.anyio,
@@ -163,8 +164,8 @@ async def test_long_output_can_be_read_by_the_session_that_made_it_alone(
     async with talking(agent, fingerprint) as talk, talking(agent, fingerprint) as other:
         turn = await talk.ask(bash("seq 1 60000"))
         assert "<persisted-output>" in results(turn)[0][1]
-        (saved,) = (world.folder / "config").rglob("tool-results/*")
-        (transcript,) = (world.folder / "config").rglob("*.jsonl")
+        (saved,) = below(world.folder / "config", "tool-results/*")
+        (transcript,) = below(world.folder / "config", "*.jsonl")
         background = await talk.ask(bash("echo marzipan", run_in_background=True))
         output = results(background)[0][1].split("written to: ")[1].split(". You")[0]
         for path in (str(saved), output):
@@ -228,7 +229,7 @@ async def test_the_limits_hold_after_an_interrupt_and_after_a_resume(
         await talk.process.interrupt()
         assert (await talk.answer_to(prompt_id)).end.interrupted
         assert OUTSIDE in results(await talk.ask(read))[0][1]
-        (transcript,) = (world.folder / "config").rglob("*.jsonl")
+        (transcript,) = below(world.folder / "config", "*.jsonl")
     async with talking(agent, fingerprint, resume=transcript.stem) as again:
         assert OUTSIDE in results(await again.ask(read))[0][1]
 

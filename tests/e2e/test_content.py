@@ -27,6 +27,7 @@ from session_supervisor.asks import Allow
 from session_supervisor.errors import AgentError, FailureCode, InvalidSpec, ResumeNotFound
 from session_supervisor.spec import Attachment, JsonObject, Prompt, SessionSpec
 from tests.e2e.test_claude_agent import World, bash, talking
+from tests.support.trees import below, holding
 
 pytestmark = [
     pytest.mark.anyio,
@@ -126,8 +127,7 @@ async def test_a_session_has_the_tools_of_the_servers_that_it_names_and_they_ask
             # What a server is given may be a secret: neither all nor the session may see it.
             arguments = Path(f"/proc/{talk.process.pid}/cmdline").read_bytes()  # noqa: ASYNC240
             assert b"marzipan" not in arguments
-            files = [path for path in scratch.rglob("*") if path.is_file()]
-            assert not [path for path in files if b"marzipan" in path.read_bytes()]
+            assert not holding(scratch, b"marzipan")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ async def test_a_budget_ends_a_turn_in_the_middle_and_counts_what_was_spent_befo
     agent = world.agent()
     async with talking(agent, world.fingerprint("Bash")) as talk:
         spent = (await talk.ask("one")).end.cost_usd
-    (transcript,) = (world.folder / "config").rglob("*.jsonl")
+    (transcript,) = below(world.folder / "config", "*.jsonl")
     fingerprint = replace(world.fingerprint("Bash"), max_budget_usd=spent * 2.5)
     async with talking(agent, fingerprint, resume=transcript.stem) as talk:
         turn = await talk.ask("".join(bash(f"echo {n}") for n in range(8)))
@@ -204,14 +204,14 @@ async def test_a_fork_is_in_the_store_as_well_and_goes_on_where_files_are_gone(
     agent, fingerprint = world.agent(transcripts=store), world.fingerprint()
     async with talking(agent, fingerprint) as talk:
         await talk.ask("The word is marzipan.")
-    (transcript,) = (world.folder / "config").rglob("*.jsonl")
+    (transcript,) = below(world.folder / "config", "*.jsonl")
     original = transcript.read_bytes()
     into = replace(fingerprint, cwd=str(world.folder))
     copies = [await agent.fork(fingerprint, transcript.stem, into=into)]
     assert transcript.read_bytes() == original
     transcript.unlink()
     copies.append(await agent.fork(fingerprint, transcript.stem, into=into))
-    for path in (world.folder / "config").rglob("*.jsonl"):
+    for path in below(world.folder / "config", "*.jsonl"):
         path.unlink()
     for copy in copies:
         async with talking(agent, into, resume=copy) as talk:
@@ -226,10 +226,10 @@ async def test_a_fork_that_cannot_be_written_is_none(world: World, how: str) -> 
     agent, fingerprint = world.agent(transcripts=store), world.fingerprint()
     async with talking(agent, fingerprint) as talk:
         await talk.ask("The word is marzipan.")
-    (transcript,) = (world.folder / "config").rglob("*.jsonl")
+    (transcript,) = below(world.folder / "config", "*.jsonl")
     elsewhere = replace(fingerprint, cwd=str(world.folder))
     projects = transcript.parent.parent
-    before = sorted(projects.rglob("*"))
+    before = below(projects)
     blocked = projects / project_key_for_directory(elsewhere.cwd)
     with ExitStack() as stack:
         if how == "file":
@@ -239,5 +239,5 @@ async def test_a_fork_that_cannot_be_written_is_none(world: World, how: str) -> 
             stack.enter_context(patch.object(store, "append", side_effect=OSError("It is full.")))
         with pytest.raises(AgentError, match="cannot be copied"):
             await agent.fork(fingerprint, transcript.stem, into=elsewhere)
-    assert sorted(projects.rglob("*")) == before
+    assert below(projects) == before
     assert len(await store.list_sessions(project_key_for_directory(elsewhere.cwd))) == 0

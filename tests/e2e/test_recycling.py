@@ -38,6 +38,7 @@ from session_supervisor.spec import Attachment, JsonObject
 from tests.e2e.relay import Relay
 from tests.e2e.test_claude_agent import bash
 from tests.e2e.test_content import PNG, SERVER
+from tests.support.trees import holding
 
 pytestmark = [
     pytest.mark.anyio,
@@ -175,11 +176,7 @@ async def test_the_conversation_is_not_told(world: World) -> None:
     world.was_recycled()
     for _ in range(3):
         await world.hears_nothing()
-    assert not [
-        path
-        for path in (world.folder / "config").rglob("*")
-        if path.is_file() and SECRET.encode() in path.read_bytes()
-    ], "a transcript is left"
+    assert not holding(world.folder / "config", SECRET.encode()), "a transcript is left"
 
 
 async def test_what_it_costs_is_counted_anew(world: World) -> None:

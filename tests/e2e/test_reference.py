@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.server import OFFLINE, Server, running_server
 from tests.e2e.sse import Client, Event, Streamed, answer, streamed
+from tests.support.trees import below
 
 pytestmark = pytest.mark.e2e
 
@@ -491,12 +492,12 @@ def test_only_the_named_tools_exist_and_they_run_without_asking(
         got = client.stream(path, bash(f"echo hello > {mine} && cat {mine}") + " [[result]]")
         assert "hello" in got.text
         assert got.of("result")[0].data["permission_denials"] == []
-        assert list(server.folder.rglob(mine))
+        assert below(server.folder, mine)
         prompt = call("Write", file_path=not_mine, content="no") + " [[result]]"
         got = client.stream(path, prompt)
         assert [event.data["is_error"] for event in got.of("tool_result")] == [True]
         assert "No such tool" in got.text
-        assert not list(server.folder.rglob(not_mine))
+        assert not below(server.folder, not_mine)
 
 
 def test_where_nobody_is_asked_the_default_mode_denies_what_would_need_it_and_lists_it(
@@ -516,7 +517,7 @@ def test_where_nobody_is_asked_the_default_mode_denies_what_would_need_it_and_li
             (denied,) = client.turn(got.end)["permission_denials"]
             assert denied["tool_name"] == tool
             assert got.of("result")[0].data["permission_denials"] == [denied]
-        assert not list(server.folder.rglob(name))
+        assert not below(server.folder, name)
         # What needs no asking runs, also the tools that the CLI has only when they are named.
         assert "failed" not in client.ask(path, call("Glob", pattern="*") + " [[result]]")
         assert "failed" not in client.ask(path, call("Grep", pattern="x") + " [[result]]")
@@ -531,7 +532,7 @@ def test_accept_edits_writes_files_without_asking(client: Client, server: Server
     )
     assert body["response"] == "Written."
     assert client.turn(body)["permission_denials"] == []
-    (file,) = server.folder.rglob(name)
+    (file,) = below(server.folder, name)
     assert file.read_text() == "Hello World"
 
 
@@ -543,7 +544,7 @@ def test_plan_mode_executes_nothing(client: Client, server: Server) -> None:
         permission_mode="plan",
     )
     assert body["response"] == "Planned."
-    assert not list(server.folder.rglob(name))
+    assert not below(server.folder, name)
 
 
 # -- without a credential ------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from session_supervisor.errors import AgentStartFailed, ResumeNotFound, StoreErr
 from session_supervisor.stores.sqlite import SqliteStore
 from session_supervisor.stores.sqlite.transcripts import SqliteTranscripts, TranscriptKey
 from tests.e2e.test_claude_agent import Talk, World, bash, talking
+from tests.support.trees import below
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
@@ -34,7 +35,7 @@ def lose(world: World) -> None:
 
 
 def files(world: World) -> list[Path]:
-    return sorted(path for path in (world.folder / "config").rglob("*") if path.is_file())
+    return [path for path in below(world.folder / "config") if path.is_file()]
 
 
 def lines(path: Path) -> list[Any]:
@@ -59,12 +60,12 @@ async def test_a_conversation_goes_on_where_its_files_are_gone(
             assert lines(path)[: len(copied)] == copied
             assert path.stat().st_mode & 0o777 == 0o600
             assert path.parent.stat().st_mode & 0o777 == 0o700
-        (metadata,) = (world.folder / "config").rglob("*.meta.json")
+        (metadata,) = below(world.folder / "config", "*.meta.json")
         assert json.loads(metadata.read_text())["agentType"] == "general-purpose"
         turn = await talk.ask("What was it?")
         assert "marzipan" in turn.blocks[0]
         assert conversation_of(talk) == conversation
-    assert not list((world.folder / "config").rglob("*.tmp"))
+    assert not below(world.folder / "config", "*.tmp")
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ async def test_a_conversation_that_is_forgotten_leaves_nothing(
         assert "nougat" in (await other.ask("What was it?")).blocks[0]
     with pytest.raises(ResumeNotFound):
         await agent.spawn(fingerprint, resume=conversation)
-    (memory,) = (world.folder / "config").rglob("memory")
+    (memory,) = below(world.folder / "config", "memory")
     memory.joinpath("about.md").write_text("The user likes nougat.")
     await agent.forget(fingerprint, conversation_of(other))
     assert memory.joinpath("about.md").exists()

@@ -29,6 +29,7 @@ from tests.e2e.test_two_owners import (
     prompt_of,
     tries,
 )
+from tests.support.trees import below
 
 pytestmark = [
     pytest.mark.e2e,
@@ -212,7 +213,7 @@ def test_no_file_tool_reads_or_changes_what_is_the_other_s(
         (alone,) = set(private.iterdir()) - before
         (alone / "notes").write_text(f"{SECRET} of a private directory\n")
         # Claude Code names what it keeps by the directory.
-        (transcript,) = shared.owned("ben").rglob(f"*{alone.name}/*.jsonl")
+        (transcript,) = below(shared.owned("ben"), f"*{alone.name}/*.jsonl")
         assert SECRET in transcript.read_text()
         files = [
             alone / "notes",

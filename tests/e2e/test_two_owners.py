@@ -34,6 +34,7 @@ from session_supervisor.lifecycle import State
 from session_supervisor.spec import PermissionMode
 from tests.e2e.offline import offline_model
 from tests.e2e.sse import Client, Event, Streamed
+from tests.support.trees import below
 
 pytestmark = [
     pytest.mark.e2e,
@@ -167,7 +168,7 @@ def ben_in(estate: Estate) -> Iterator[Ben]:
         assert alone.parent == estate.folder / "private"
         assert estate.cwd(chosen) == estate.work / "ben/project"
         (alone / "notes").write_text(f"{SECRET} of a private directory\n")
-        (transcript, *_) = (estate.folder / "state/owners/ben/claude/projects").rglob("*.jsonl")
+        (transcript, *_) = below(estate.folder / "state/owners/ben/claude/projects", "*.jsonl")
         assert SECRET in transcript.read_text()
         files = (
             alone / "notes",
@@ -410,7 +411,7 @@ def test_conversations_of_two_owners_are_kept_apart_and_resumed(estate: Estate) 
             estate.portal.call(_restarted, estate, path, pid)
             client.ask(path, "[[say And again.]]")
             kept = estate.folder / "state/owners" / name / "claude"
-            texts = [file.read_text() for file in kept.rglob("*.jsonl")]
+            texts = [file.read_text() for file in below(kept, "*.jsonl")]
             (whole,) = [one for one in texts if "And again." in one]
             assert f"{name} was here" in whole
             assert kept.stat().st_mode & 0o777 == 0o700
@@ -520,7 +521,7 @@ def test_bash_in_the_sandbox_does_not_see_what_another_s_prints(sandboxed: Estat
     ):
         next(event for event in events if event.type == "tool_use")
         folder = Path(scratch_of(sandboxed.pid(running))).parent
-        while not any(SECRET in file.read_text() for file in folder.rglob("*.output")):
+        while not any(SECRET in file.read_text() for file in below(folder, "*.output")):
             time.sleep(0.05)
         ((_, _, said),) = outcomes(
             client, path, shell(f"echo works; cd {folder}; ls -d */; cat */*/*/*/tasks/*.output")

@@ -171,8 +171,10 @@ class Conversation:
         """Return the paths of its transcripts, its subagents' included."""
         if not self.is_here():
             return []
-        below = self._folder / self.key["session_id"]
-        return [str(self._main), *map(str, sorted(below.rglob("*.jsonl")))]
+        # Not `Path.rglob`, which fails where a directory vanishes meanwhile.
+        walk = os.walk(self._folder / self.key["session_id"])
+        found = (os.path.join(at, name) for at, _, names in walk for name in names)
+        return [str(self._main), *sorted(path for path in found if path.endswith(".jsonl"))]
 
     @property
     def _main(self) -> Path:
