@@ -7,6 +7,7 @@ import time
 
 import pytest
 from bench.processes import clean_surroundings
+from bench.quantiles import quantile
 from bench.suite import layer
 from bench.suite.display import Display
 from bench.suite.layer_server import Speech
@@ -116,3 +117,4 @@ def test_words_count_that_come_in_the_window_each_with_its_own_lag() -> None:
     assert cell.cpu_us == pytest.approx([50_000, 50_000])
     assert (cell.whole, cell.expected) == (4, 6)
     assert cell.client_cpu_share == pytest.approx(0.3)
+    assert cell.lag_p99 == [quantile(sorted(done.lags), 0.99)] * 2

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 from bench.ports import listens, unused_port
 from hypercorn.config import Config
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,6 +32,12 @@ from session_supervisor.stores.port import Store
 
 PATIENCE_S = 60.0
 """Seconds in which whatever must happen has happened, on a machine that has other work too."""
+
+BOTH_LOOPS = (
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+)
+"""For `anyio_backend`: the command runs on uvloop where there is one, and they differ in much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

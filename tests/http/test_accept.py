@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-import uvloop
 
 from session_http.accept import ANSWER_S, MOST_CONNECTIONS, connections_for
 from session_http.serve import StopTimes
 from session_http.settings import HttpSettings
 from session_http.wire import ConnectionLimits
 from tests.http.servers import (
+    BOTH_LOOPS,
     PATIENCE_S,
     Address,
     World,
@@ -35,21 +35,10 @@ from tests.support.own_time import OwnTime
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+@pytest.fixture(params=BOTH_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """Both loops: they accept in their own ways."""
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 @asynccontextmanager

@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import pytest
-import uvloop
 
 from session_http.accept import Acceptor
 from tests.http.h2_client import http2
-from tests.http.servers import Address, eventually, on_hypercorn, world
+from tests.http.servers import BOTH_LOOPS, Address, eventually, on_hypercorn, world
 from tests.http.test_serve import connected, post, script
 from tests.support.freed import uncollected
 
@@ -26,21 +25,10 @@ VISITS = 3
 QUESTION = b'{"prompt": "hello", "stream": true}'
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+@pytest.fixture(params=BOTH_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """Both loops: they end connections in their own ways."""
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 async def look(address: Address) -> None:

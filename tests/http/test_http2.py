@@ -16,7 +16,6 @@ import h2.events
 import h2.settings
 import hypercorn.protocol
 import pytest
-import uvloop
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.events import Closed, RawData
 from hypercorn.typing import ConnectionState
@@ -29,6 +28,7 @@ from session_http.wire import ConnectionLimits, Wire, hypercorn_settings
 from tests.http.contract import parse_stream
 from tests.http.h2_client import H2Client, frame, http2
 from tests.http.servers import (
+    BOTH_LOOPS,
     PATIENCE_S,
     Address,
     World,
@@ -44,21 +44,10 @@ pytestmark = pytest.mark.anyio
 Codes = h2.errors.ErrorCodes
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+@pytest.fixture(params=BOTH_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """Both loops: they differ in how connections end."""
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import trustme
-import uvloop
 
 from session_http.tls import Tls
 from tests.http.contract import parse_stream
@@ -35,12 +34,6 @@ pytestmark = [
 @pytest.fixture
 def anyio_backend() -> object:
     return ("asyncio", {"use_uvloop": True})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(params=["--http2-prior-knowledge", "tls"])

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import httpx
 import pytest
-import uvloop
 
 from session_http.listen import open_sockets
 from session_http.serve import Stop, StopTimes, serve
@@ -25,26 +24,23 @@ from session_supervisor.agents.scripted import Conversation, Hang, Pause, Say, S
 from session_supervisor.lifecycle import State
 from session_supervisor.spec import Prompt
 from tests.http.contract import parse_stream
-from tests.http.servers import PATIENCE_S, Address, World, eventually, on_hypercorn, world
+from tests.http.servers import (
+    BOTH_LOOPS,
+    PATIENCE_S,
+    Address,
+    World,
+    eventually,
+    on_hypercorn,
+    world,
+)
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+@pytest.fixture(params=BOTH_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """Both loops: the command runs on uvloop where there is one, and shutdown differs."""
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 PATIENT = HttpSettings(max_body_bytes=100_000, body_timeout_s=0.3)

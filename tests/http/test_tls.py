@@ -14,33 +14,29 @@ from typing import Any, cast
 import httpx
 import pytest
 import trustme
-import uvloop
 
 from session_http.tls import BadCertificate, Tls
 from session_http.wire import ConnectionLimits
 from tests.http.contract import parse_stream
 from tests.http.h2_client import http2
-from tests.http.servers import PATIENCE_S, Address, World, eventually, on_hypercorn, world
+from tests.http.servers import (
+    BOTH_LOOPS,
+    PATIENCE_S,
+    Address,
+    World,
+    eventually,
+    on_hypercorn,
+    world,
+)
 from tests.http.test_serve import is_idle, script
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+@pytest.fixture(params=BOTH_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """Both loops: each has a TLS of its own."""
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 import pytest
-import uvloop
 
 from tests.http.hostile.siege import Siege, besieged
 
@@ -14,12 +13,6 @@ from tests.http.hostile.siege import Siege, besieged
 def anyio_backend() -> object:
     """The loop that the command runs on."""
     return "asyncio", {"use_uvloop": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uvloop_has_its_pipe() -> None:
-    """Its first loop opens a pipe for the whole process, which no test is to be blamed for."""
-    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(scope="module")

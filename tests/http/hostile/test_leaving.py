@@ -10,17 +10,14 @@ import pytest
 from tests.http.hostile.attacks import CHUNKED
 from tests.http.hostile.client import HEALTH, HOST, JSON, Connection, connected, get, head, post
 from tests.http.hostile.siege import Siege
-from tests.http.servers import eventually
+from tests.http.servers import BOTH_LOOPS, eventually
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-    ],
+    params=BOTH_LOOPS,
 )
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """Both loops: they hear of a client's end at different moments."""
