@@ -40,10 +40,13 @@ STREAMS, DELTAS = 1_000, 30_000.0
 """Of the layer's load, and deltas that are due in a second."""
 
 LOOKS_HZ = 10.0
-"""Looks of each kind in a second, so that a dozen seconds have enough of them for a p99."""
+"""Looks of each kind in a second."""
 
-LONG_S = 12.0
-"""Seconds of each load."""
+LONG_S = 30.0
+"""Seconds of each load: of 300 looks, a p99 is the third-longest."""
+
+PROFILED_S = 10.0
+"""Seconds in which the layer's load is profiled, where that is asked for."""
 
 OPENING_S = 3.5
 """Seconds in which the layer's streams are opened."""
@@ -251,7 +254,8 @@ async def _under_streams(
     load = f"{STREAMS:,} streams, {DELTAS:,.0f} deltas/s, no CLI"
     display.doing(f"scale: looks, {load}")
     delay_s = STREAMS / DELTAS
-    tokens = round((OPENING_S + wanted.seconds + 1.0) / delay_s)
+    profiled_s = PROFILED_S if wanted.profile else 0.0
+    tokens = round((OPENING_S + wanted.seconds + profiled_s + 1.0) / delay_s)
     pace = ("--tokens", str(tokens), "--delay-ms", str(delay_s * 1000))
     books = Books()
     async with serving("bench.suite.scale_server", (str(database), *pace)) as server:
@@ -259,12 +263,12 @@ async def _under_streams(
         client = target.client(timeout_s=wanted.seconds * 4 + 60)
         try:
             streams = await _opened(client)
-            profiling = asyncio.create_task(_profile(server.pid, load, wanted, profiles, notes))
             began = time.monotonic()
             await _look(target, books, wanted.seconds)
             ended = time.monotonic()
+            if wanted.profile:  # which stops the server for each sample: after the looks
+                await _profile(server.pid, load, profiled_s, profiles, notes)
             answers = await asyncio.gather(*streams, return_exceptions=True)
-            await profiling
         finally:
             client.close()
     arrived = _take(answers, tokens, began, ended, books)
@@ -285,14 +289,12 @@ async def _opened(client: Client) -> Sequence[asyncio.Future[Exchange]]:
 
 
 async def _profile(
-    pid: int, load: str, wanted: Wanted, profiles: list[Profile], notes: list[str]
+    pid: int, load: str, seconds: float, profiles: list[Profile], notes: list[str]
 ) -> None:
-    if wanted.profile:
-        try:
-            # It stops the server for each sample: half of the looks are not to meet that.
-            profiles.append(await record(pid, wanted.seconds / 2, load))
-        except NoProfile as error:
-            notes.append(str(error))
+    try:
+        profiles.append(await record(pid, seconds, load))
+    except NoProfile as error:
+        notes.append(str(error))
 
 
 def _take(
