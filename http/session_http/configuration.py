@@ -304,7 +304,7 @@ class ServerSettings(BaseSettings):
         description="Most processes that start at the same time; more than cores makes all late.",
     )
     niceness: Annotated[Niceness, About(LIMITS, "N")] = Field(
-        default=3,
+        default=5,
         description="By how much Claude Code's processes go after the server for the processor, 0 "
         "to 19. They go after the machine's other programs as well: 0 where those keep it busy.",
     )

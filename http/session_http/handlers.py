@@ -300,7 +300,7 @@ async def list_sessions(call: Call, request: SessionsParameters) -> Answer:
     found = call.server.supervisor.list(owner=owner, state=request.state)
     page, cursor = listing.page_of(found, cursor=request.cursor, limit=request.limit)
     return SessionsReply(
-        active_sessions=tuple(session.session_id for session in page),
+        active_sessions=call.server.supervisor.ids(owner=owner, state=request.state)[page],
         count=len(found),
         next_cursor=cursor,
     )

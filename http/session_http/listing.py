@@ -10,7 +10,7 @@ import binascii
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from session_http.problems import FieldError, InvalidRequest
 
@@ -31,13 +31,10 @@ class Listed(Protocol):
         ...
 
 
-ListedT = TypeVar("ListedT", bound=Listed)
-
-
 def page_of(
-    sessions: Sequence[ListedT], *, cursor: str | None, limit: int | None
-) -> tuple[tuple[ListedT, ...], str | None]:
-    """Return some sessions, and the cursor of the page after them if there is one.
+    sessions: Sequence[Listed], *, cursor: str | None, limit: int | None
+) -> tuple[slice, str | None]:
+    """Return which of all sessions a page has, and the cursor of the next one if there is one.
 
     Args:
         sessions: All of them, oldest first.
@@ -49,8 +46,8 @@ def page_of(
     """
     first = 0 if cursor is None else bisect_right(sessions, _decode(cursor), key=_place)
     last = len(sessions) if limit is None else min(first + limit, len(sessions))
-    page = tuple(sessions[first:last])
-    return page, _encode(_place(page[-1])) if last < len(sessions) else None
+    more = last < len(sessions)
+    return slice(first, last), _encode(_place(sessions[last - 1])) if more else None
 
 
 def _place(session: Listed) -> Place:

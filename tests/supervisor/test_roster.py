@@ -61,4 +61,5 @@ def test_the_roster_is_what_a_look_at_all_sessions_would_find(
             ]
             found.sort(key=lambda one: (one.created_at, one.session_id))
             assert roster.list(owner) == tuple(one.session for one in found)
+            assert roster.ids(owner) == tuple(one.session_id for one in found)
             assert roster.count(owner) == len(found)
