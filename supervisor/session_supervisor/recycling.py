@@ -6,13 +6,15 @@ back to how it was and proves that, and it is looked for whatever the one-off ha
 the first doubt the process is stopped; each reason has a name, and is counted.
 
 All that takes a moment, in which the process still has the one-off's slot. Where somebody of
-another kind comes to wait for just that, it gives way.
+another kind comes to wait for just that, it gives way. It begins a little later where another
+process stands ready, for whoever asks next: their first word is not to wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,6 +28,11 @@ from session_supervisor.timers import is_due
 from session_supervisor.workspaces import SPARE
 
 logger = logging.getLogger(__name__)
+
+RESPITE_S = 0.1
+"""Seconds that a renewal waits where another process stands ready. Who has one answer often asks
+for the next at once, and beside the renewal, which takes both cores of a small machine, Claude Code
+would come to its first word a third later."""
 
 
 async def take_back(stock: Stock, seat: Seat, spare: Spare) -> Exit:
@@ -46,6 +53,7 @@ async def take_back(stock: Stock, seat: Seat, spare: Spare) -> Exit:
     try:
         try:
             _see_renewable(stock, spare)
+            await _rest(stock, seat, spare, coming)
             # First: the process looks into its directory again as it begins anew.
             stored = await _vacate(stock, seat, spare)
             moved = True
@@ -94,6 +102,23 @@ def _see_renewable(stock: Stock, spare: Spare) -> None:
         raise Unfit("surplus")
 
 
+async def _rest(stock: Stock, seat: Seat, spare: Spare, coming: Coming) -> None:
+    """Let who asks next have the processor to themselves, unless they need just this process.
+
+    Raises:
+        Unfit: Nobody will need it any more.
+    """
+    if not stock.stands_ready(spare.kind):
+        return
+    stock.slots.works(seat.session_id)  # it rested for its session, if at all
+    stock.slots.rests(seat.session_id, coming.wanted.set, first=True)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(RESPITE_S):
+            await coming.wanted.wait()
+    if stock.closed:
+        raise Unfit("closed")
+
+
 async def _vacate(stock: Stock, seat: Seat, spare: Spare) -> Latch:
     """Have a session move out of a process's directory, with all that it has there.
 
@@ -134,7 +159,7 @@ async def _renew(stock: Stock, seat: Seat, spare: Spare, coming: Coming, stored:
 
     try:
         async with time_limit:
-            stock.slots.works(seat.session_id)  # it rested for its session, if at all
+            stock.slots.works(seat.session_id)  # until now it had no more to do than to wait
             stock.slots.rests(seat.session_id, give_way, first=True)
             await process.renew()
             tree = await process.leftovers()

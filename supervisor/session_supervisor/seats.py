@@ -46,6 +46,8 @@ class Coming:
     over: Latch = field(default_factory=Latch)
     up: bool = False
     awaited_by: Seat | None = None
+    wanted: Latch = field(default_factory=Latch)
+    """Set once it is to make haste."""
     late: bool = False
     """Whether somebody has waited for it in vain."""
 

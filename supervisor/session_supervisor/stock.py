@@ -166,6 +166,7 @@ class Stock:
         for name, coming in (*self.returning.items(), *self.coming.items()):
             if coming.kind == seat.kind and coming.awaited_by is None and not coming.late:
                 coming.awaited_by = seat
+                coming.wanted.set()
                 self.starts.keep_spare(name)
                 return coming
         return None
@@ -293,6 +294,10 @@ class Stock:
         self.ready[spare.name] = spare
         self.leave(spare, reason)
 
+    def stands_ready(self, kind: str) -> bool:
+        """Whether there is a process of a kind that anybody may have at once."""
+        return any(one.kind == kind for one in self.ready.values())
+
     # -- letting go ----------------------------------------------------------------------
 
     def leave(self, spare: Spare, reason: str) -> None:
@@ -386,6 +391,8 @@ class Stock:
     def close(self) -> None:
         """Give nobody a process any more."""
         self._over.set()
+        for coming in self.returning.values():
+            coming.wanted.set()
         self.bell.ring()
 
     # -- what goes on by itself ----------------------------------------------------------

@@ -32,6 +32,7 @@ from session_supervisor.agents.scripted import (
 )
 from session_supervisor.agents.scripted.process import ScriptedProcess
 from session_supervisor.errors import AgentStartFailed
+from session_supervisor.recycling import RESPITE_S
 from session_supervisor.spec import Prompt
 from session_supervisor.stores.memory import MemoryStore
 from session_supervisor.stores.records import Batch
@@ -144,6 +145,62 @@ async def test_who_asks_again_at_once_finds_one_ready_and_one_more_is_kept_for_a
             assert waited[2:] == pytest.approx([0.0] * 6), "none waits for a renewal"
         await asyncio.sleep(1)
         assert agent.spawned == pool_of(supervisor).ready == users + 1
+
+
+async def two_ready(supervisor: Supervisor) -> None:
+    """Have two processes stand ready: somebody asked again and again."""
+    for _ in range(3):
+        await ask(supervisor, "slow")
+    await asyncio.sleep(1)
+    assert pool_of(supervisor).ready == 2
+
+
+@virtual()
+async def test_a_renewal_lets_who_asks_next_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = asyncio.Event()
+    renewing_takes(monkeypatch, 0.1, begun=begun)
+    loop = asyncio.get_running_loop()
+    async with pooling(agent_of()) as supervisor:
+        await two_ready(supervisor)
+        begun.clear()
+        await ask(supervisor)
+        over = loop.time()
+        await begun.wait()
+        assert loop.time() - over == pytest.approx(RESPITE_S)
+
+
+@virtual()
+async def test_who_needs_just_that_process_does_not_wait_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renewing_takes(monkeypatch, 0.1)
+    async with pooling(agent_of()) as supervisor:
+        await two_ready(supervisor)
+        await ask(supervisor)
+        several = await asyncio.gather(*(ask(supervisor, "slow") for _ in range(2)))
+        assert [took for _, took in several] == pytest.approx([5.0, 5.1])
+
+
+@virtual()
+async def test_who_needs_its_room_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    renewing_takes(monkeypatch, 0.1)
+    async with pooling(agent_of(), max_live=3, max_starting=3) as supervisor:
+        await two_ready(supervisor)
+        await ask(supervisor)
+        several = await asyncio.gather(*(ask(supervisor, "slow", owner="ben") for _ in range(3)))
+        assert [took for _, took in several] == [5.0 + START_S] * 3
+        assert pool_of(supervisor).retired["gave way"] == 2
+
+
+@virtual()
+async def test_nothing_rests_in_a_pool_that_is_closed() -> None:
+    loop = asyncio.get_running_loop()
+    async with pooling(agent_of()) as supervisor:
+        await two_ready(supervisor)
+        await ask(supervisor)
+        await asyncio.sleep(RESPITE_S / 2)
+        over = loop.time()
+    assert loop.time() == over
 
 
 @virtual()
