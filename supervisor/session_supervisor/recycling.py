@@ -53,11 +53,13 @@ async def take_back(stock: Stock, seat: Seat, spare: Spare) -> Exit:
     try:
         try:
             _see_renewable(stock, spare)
-            await _rest(stock, seat, spare, coming)
+            stock.slots.works(seat.session_id)  # it rested for its session, if at all
+            stock.slots.rests(seat.session_id, coming.make_room, first=True)
+            await _rest(stock, spare, coming)
             # First: the process looks into its directory again as it begins anew.
             stored = await _vacate(stock, seat, spare)
             moved = True
-            await _renew(stock, seat, spare, coming, stored)
+            await _renew(stock, spare, coming, stored)
             _see_untouched(stock, spare)
         finally:
             del stock.returning[spare.name]
@@ -102,7 +104,7 @@ def _see_renewable(stock: Stock, spare: Spare) -> None:
         raise Unfit("surplus")
 
 
-async def _rest(stock: Stock, seat: Seat, spare: Spare, coming: Coming) -> None:
+async def _rest(stock: Stock, spare: Spare, coming: Coming) -> None:
     """Let who asks next have the processor to themselves, unless they need just this process.
 
     Raises:
@@ -110,8 +112,6 @@ async def _rest(stock: Stock, seat: Seat, spare: Spare, coming: Coming) -> None:
     """
     if not stock.stands_ready(spare.kind):
         return
-    stock.slots.works(seat.session_id)  # it rested for its session, if at all
-    stock.slots.rests(seat.session_id, coming.wanted.set, first=True)
     with suppress(TimeoutError):
         async with asyncio.timeout(RESPITE_S):
             await coming.wanted.wait()
@@ -139,7 +139,7 @@ async def _vacate(stock: Stock, seat: Seat, spare: Spare) -> Latch:
     return seat.adopt(home)
 
 
-async def _renew(stock: Stock, seat: Seat, spare: Spare, coming: Coming, stored: Latch) -> None:
+async def _renew(stock: Stock, spare: Spare, coming: Coming, stored: Latch) -> None:
     """Bring a process back to how it was, while it is stored that the session is elsewhere.
 
     Raises:
@@ -159,8 +159,9 @@ async def _renew(stock: Stock, seat: Seat, spare: Spare, coming: Coming, stored:
 
     try:
         async with time_limit:
-            stock.slots.works(seat.session_id)  # until now it had no more to do than to wait
-            stock.slots.rests(seat.session_id, give_way, first=True)
+            coming.on_room_wanted = give_way
+            if coming.room_wanted:
+                give_way()
             await process.renew()
             tree = await process.leftovers()
             # Else two records would name one directory.

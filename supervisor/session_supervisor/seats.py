@@ -50,6 +50,15 @@ class Coming:
     """Set once it is to make haste."""
     late: bool = False
     """Whether somebody has waited for it in vain."""
+    room_wanted: bool = False
+    on_room_wanted: Callable[[], None] | None = None
+
+    def make_room(self) -> None:
+        """Make haste, because somebody waits for its slot."""
+        self.room_wanted = True
+        self.wanted.set()
+        if self.on_room_wanted is not None:
+            self.on_room_wanted()
 
     def give_up(self) -> None:
         """Have it come up no more."""

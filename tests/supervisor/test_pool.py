@@ -193,6 +193,22 @@ async def test_who_needs_its_room_does_not_wait_for_others(monkeypatch: pytest.M
 
 
 @virtual()
+async def test_no_session_gives_up_its_process_for_one_that_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renewing_takes(monkeypatch, 0.1)
+    async with pooling(agent_of(), max_live=3) as supervisor:
+        session = await supervisor.start()
+        await (await session.query("hi")).result()
+        await two_ready(supervisor)
+        await ask(supervisor)
+        several = (ask(supervisor, "slow"), ask(supervisor, "slow", owner="ben"))
+        assert [took for _, took in await asyncio.gather(*several)] == [5.0, 5.0 + START_S]
+        assert pool_of(supervisor).retired == {"gave way": 1}
+        assert session.state is State.IDLE, "it is not hibernated"
+
+
+@virtual()
 async def test_nothing_rests_in_a_pool_that_is_closed() -> None:
     loop = asyncio.get_running_loop()
     async with pooling(agent_of()) as supervisor:
