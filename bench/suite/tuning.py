@@ -107,7 +107,7 @@ async def _under(
 
     told = {name: _arguments(load, name, window_s) for name in names_of(load)}
     taken = await measured(told, once, rounds=rounds)
-    return [_tuned(about, name, some) for name, some in taken.items()]
+    return [tuned(about, name, some) for name, some in taken.items()]
 
 
 def names_of(load: LoadName) -> Sequence[str]:
@@ -123,6 +123,8 @@ def steps(rounds: int) -> int:
 def line_of(one: Tuned) -> str:
     """Return a measurement in one line."""
     errors = "".join(f"  {code} x{count}" for code, count in one.errors.items())
+    if not one.cpu_us:
+        return f"settings  {one.load:40} {one.change:32} nothing was done in its time{errors}"
     return (
         f"settings  {one.load:40} {one.change:32} "
         f"{quantile(sorted(one.cpu_us), 0.5):9.1f} us  p50 {quantile(sorted(one.p50), 0.5):8.2f}  "
@@ -147,7 +149,8 @@ def _arguments(load: LoadName, name: str, window_s: float) -> Sequence[str]:
             return change
 
 
-def _tuned(about: str, name: str, rounds: Sequence[Round]) -> Tuned:
+def tuned(about: str, name: str, rounds: Sequence[Round]) -> Tuned:
+    """Return what rounds of a load gave; of one in which nothing was done only its errors."""
     errors = Counter[str]()
     for one in rounds:
         errors.update(one.errors)

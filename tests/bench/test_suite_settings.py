@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -54,16 +55,24 @@ def test_a_change_is_made_to_what_the_server_reads(
 def test_pythons_own_collector_is_put_in_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "calm_collector", collector.calm_collector)
     before = gc.get_threshold()
+    frozen = gc.get_freeze_count()  # some versions of Python freeze what they start with
     CHANGES["collector: Python's own"].make()
     with collector.calm_collector():
         assert gc.get_threshold() == before
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() == frozen
     assert gc.get_threshold() == before
 
 
 def test_a_setting_that_the_server_does_not_have_any_more_is_noticed() -> None:
     with pytest.raises(AttributeError, match="has no GONE"):
         changes.setting(accept, "GONE", 1)
+
+
+def test_a_load_that_came_to_nothing_is_said_to_and_why() -> None:
+    failed = Counter({"no answer in time": 4})
+    one = tuning.Round(errors=failed)
+    line = tuning.line_of(tuning.tuned("a stream", "as it is", [one]))
+    assert "nothing was done in its time  no answer in time x4" in line
 
 
 @pytest.mark.anyio
@@ -88,7 +97,7 @@ async def test_every_load_is_measured_on_a_server_with_a_change(
         monkeypatch.setattr(tuning, name, value)
     found: list[Tuned] = []
     with clean_surroundings():
-        await tuning.measure(Display(Console(quiet=True)), found, rounds=1, window_s=0.2)
+        await tuning.measure(Display(Console(quiet=True)), found, rounds=1, window_s=1.0)
     assert len(found) == len(tuning.LOADS) == tuning.steps(1)
     assert {one.change for one in found} < {*CHANGES}
     for one in found:
