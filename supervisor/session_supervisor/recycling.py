@@ -174,6 +174,7 @@ async def _renew(stock: Stock, spare: Spare, coming: Coming, stored: Latch) -> N
         raise Unfit("died") from error
     finally:
         under_way = False
+        coming.on_room_wanted = None  # which knows of it in turn
     _see_alone(spare, tree)
     if spare.new_bytes is None:
         spare.new_bytes = tree.pss_bytes
