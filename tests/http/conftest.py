@@ -1,3 +1,7 @@
+"""What all tests of the server need."""
+
+from __future__ import annotations
+
 import pytest
 import uvloop
 
